@@ -1,0 +1,1 @@
+"""The mathematics of one training step. Knows no files."""

@@ -1,0 +1,1 @@
+"""The ground that everything stands on: errors, machine, checkpoints, locks, signals, records. Knows no stories and no network."""

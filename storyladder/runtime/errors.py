@@ -1,0 +1,64 @@
+"""The user's mistakes: one clear line and exit status 2. Every other exception keeps its traceback, because it is ours."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+
+class UserError(Exception):
+    """Something the user can mend. The message says what is wrong (with the value), what was expected, what to type next."""
+
+    exit_status = 2
+
+
+class SettingsError(UserError):
+    """A value in config.py, or a flag, that cannot be meant."""
+
+
+class DataError(UserError):
+    """A text or token file that is missing, damaged, foreign or does not fit."""
+
+
+class DownloadError(UserError):
+    """A file that could not be fetched whole."""
+
+
+class CheckpointError(UserError):
+    """A result or resume state that is missing, damaged, foreign or of another shape."""
+
+
+class SaveFailed(UserError):
+    """Saving failed several times in a row; the last good file is named. 75 is the exit status for `try again later`."""
+
+    exit_status = 75
+
+
+class Interrupted(Exception):
+    """A signal asked the program to leave, and it has brought everything into safety."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signal_number).name}")
+        self.exit_status = 128 + signal_number
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn a UserError into one message on stderr and its exit status; leave quietly on a signal or a closed pipe."""
+    try:
+        yield
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_status) from None
+    except Interrupted as stop:
+        raise SystemExit(stop.exit_status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except BrokenPipeError:
+        # `python generate.py | head`: the reader has left. Python would complain once more while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None

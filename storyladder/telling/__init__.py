@@ -1,0 +1,1 @@
+"""Choosing the next token, and telling a whole story with it."""
