@@ -1,0 +1,86 @@
+"""What you edit: every setting of the ladder, plain Python. Fields, units and limits: storyladder/settings.py.
+
+    python config.py                    print what is set, stage by stage
+    python config.py --preset demo      the same for another preset
+    python train_tiny.py --config my_config.py      use an edited copy of this file
+"""
+
+from dataclasses import replace
+
+from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths, StageConfig
+
+PATHS = Paths()  # data/, checkpoints/ and runs/ in the project's folder
+GENERATE = GenerateConfig(temperature=0.8, top_k=50, max_new_tokens=400)
+
+# --- the ladder: 27,846,000 parameters, 8,192 tokens a step ----------------------------------------------------------
+
+MODEL = ModelConfig(n_layer=8, n_head=8, n_embd=336, context_length=256, dropout=0.1)
+
+TINY = StageConfig(
+    name="tiny",
+    train_file="train.bin",
+    val_file="val.bin",
+    result_file="tinystories_28M_final.pt",
+    init_from=None,
+    max_steps=200_000,  # 1.64 billion tokens: three times through TinyStories
+    batch_size=32,
+    max_lr=3e-4,
+    min_lr=3e-5,
+    warmup_steps=1_000,
+    grad_clip=1.0,
+    eval_interval=2_000,
+)
+
+CHILDREN = replace(
+    TINY,
+    name="children",
+    train_file="train_ch.bin",
+    val_file="val_ch.bin",
+    result_file="children_stories_fin.pt",
+    init_from="tiny",
+    max_steps=90_000,  # once through the collection, unless the validation loss stops falling
+    max_lr=1e-4,
+    min_lr=1e-5,
+    warmup_steps=500,
+    patience=5,
+)
+
+SIMPLE = replace(
+    CHILDREN,
+    name="simple",
+    train_file="train_simp.bin",
+    val_file="val_simp.bin",
+    result_file="simple_stories_ckpt.pt",
+    init_from="children",
+    max_steps=60_000,
+    max_lr=5e-5,
+    min_lr=5e-6,
+)
+
+LADDER = Ladder(name="default", model=MODEL, stages=(TINY, CHILDREN, SIMPLE), generate=GENERATE, paths=PATHS)
+
+# --- demo: the same road in about three minutes on two laptop cores, on the bundled sample stories ---------------------
+
+DEMO_TINY = replace(
+    TINY, max_steps=700, batch_size=16, max_lr=3e-3, min_lr=3e-4, warmup_steps=50, eval_interval=175, val_windows=64
+)
+DEMO_CHILDREN = replace(
+    CHILDREN, max_steps=500, batch_size=16, max_lr=2e-3, min_lr=2e-4, warmup_steps=25, eval_interval=125, val_windows=64
+)
+DEMO_SIMPLE = replace(
+    SIMPLE, max_steps=500, batch_size=16, max_lr=2e-3, min_lr=1e-4, warmup_steps=25, eval_interval=125, val_windows=64
+)
+DEMO = replace(
+    LADDER,
+    name="demo",
+    model=ModelConfig(n_layer=4, n_head=4, n_embd=128, context_length=256, dropout=0.0),
+    stages=(DEMO_TINY, DEMO_CHILDREN, DEMO_SIMPLE),
+    corpus=CorpusConfig(sample_stories=20_000),
+)
+
+PRESETS = (LADDER, DEMO)
+
+if __name__ == "__main__":
+    from storyladder.command_line import print_settings
+
+    print_settings(PRESETS, __doc__)

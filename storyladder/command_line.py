@@ -1,0 +1,157 @@
+"""The flags that all commands share, and loading config.py. Imports no torch, so that --help answers at once.
+
+Flags say how to run here and now; what a model is stands in config.py only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from storyladder.runtime.errors import SettingsError, UserError, user_errors
+from storyladder.settings import DEFAULT_PRESET, PROJECT, Ladder, StageConfig, check, nearest
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, and the nearest flag for a misspelt one."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+        self.add_argument("--preset", default=DEFAULT_PRESET, metavar="NAME", help="a preset of config.py")
+        self.add_argument("--config", type=Path, metavar="FILE", help="an edited copy of config.py")
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse says, as the user's mistake."""
+        raise UserError(f"{message}; see python {self.prog} --help")
+
+    def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """The flags; a UserError names the nearest flag for one that does not exist."""
+        known, extra = self.parse_known_args(argv)
+        if extra:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            name = extra[0].partition("=")[0]
+            hint = nearest(name, flags) if name.startswith("-") else ""
+            self.error(f"unknown argument {extra[0]!r}{hint}")
+        return known
+
+
+def positive_number(text: str) -> float:
+    """A flag's value that must be a finite number above zero."""
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"is {text}; expected a number above 0")
+    return value
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageRun:
+    """One call of a stage script: what to train, and how to run it here and now."""
+
+    ladder: Ladder
+    stage: StageConfig
+    device: str = "auto"
+    fresh: bool = False
+    minutes: float | None = None
+    plan: bool = False
+    accept_changes: bool = False
+
+
+def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | None) -> StageRun:
+    """The flags of a stage script, with the preset's settings checked."""
+    parser = Parser(description)
+    parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
+    parser.add_argument("--fresh", action="store_true", help="start this stage over; the old result is kept aside")
+    parser.add_argument("--minutes", type=positive_number, metavar="N", help="fit the stage's schedule to N minutes")
+    parser.add_argument("--plan", action="store_true", help="say what would happen and how long; start nothing")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="continue although settings or data changed since the last save"
+    )
+    flags = parser.parse(argv)
+    ladder = load_ladder(flags.config, flags.preset)
+    return StageRun(
+        ladder=ladder,
+        stage=ladder.stage(stage_name),
+        device=flags.device,
+        fresh=flags.fresh,
+        minutes=flags.minutes,
+        plan=flags.plan,
+        accept_changes=flags.accept_changes,
+    )
+
+
+def load_ladder(config: Path | None, preset: str) -> Ladder:
+    """The checked settings of one preset of config.py, or of an edited copy of it."""
+    path = config if config is not None else PROJECT / "config.py"
+    ladders = _presets(path)
+    if preset not in ladders:
+        raise SettingsError(f"{path.name} has no preset {preset!r}{nearest(preset, ladders)}")
+    return check(ladders[preset])
+
+
+def _presets(path: Path) -> dict[str, Ladder]:
+    """PRESETS of a config file, by name. The file is the user's own Python and is run."""
+    if not path.is_file():
+        raise SettingsError(f"there is no settings file {path}; copy config.py there and edit it")
+    try:
+        values: dict[str, Any] = runpy.run_path(str(path), run_name="storyladder_config")
+    except SyntaxError as error:
+        raise SettingsError(f"{path.name} line {error.lineno}: {error.msg}: {(error.text or '').strip()!r}") from None
+    except (NameError, ImportError, TypeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path.name}: {error}; compare it with the original config.py") from None
+    ladders = values.get("PRESETS")
+    if not isinstance(ladders, (tuple, list)) or not all(isinstance(ladder, Ladder) for ladder in ladders):
+        raise SettingsError(f"{path.name} must define PRESETS, a tuple of Ladder, as the original config.py does")
+    return {ladder.name: ladder for ladder in ladders}
+
+
+def print_settings(presets: Sequence[Ladder], description: str | None, argv: Sequence[str] | None = None) -> None:
+    """`python config.py`: the resolved settings of every stage of one preset."""
+    with user_errors():
+        flags = Parser(description).parse(argv)
+        if flags.config is None:
+            ladders = {ladder.name: ladder for ladder in presets}
+            if flags.preset not in ladders:
+                raise SettingsError(f"config.py has no preset {flags.preset!r}{nearest(flags.preset, ladders)}")
+            ladder = check(ladders[flags.preset])
+        else:
+            ladder = load_ladder(flags.config, flags.preset)
+        print("\n".join(settings_lines(ladder)))
+
+
+def settings_lines(ladder: Ladder) -> list[str]:
+    """The settings of a ladder as a table: one column a stage, then what the stages share."""
+    model = ladder.model
+    lines = [
+        f"preset {ladder.name}: {model.n_params:,} parameters "
+        f"({model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, context {model.context_length}, "
+        f"{model.vocab_size:,} tokens, dropout {model.dropout:g})",
+        "",
+    ]
+    rows = [("tokens per step", [f"{ladder.tokens_per_step(stage):,}" for stage in ladder.stages])]
+    rows += [("tokens in all", [f"{ladder.tokens_per_step(stage) * stage.max_steps:,}" for stage in ladder.stages])]
+    for field in dataclasses.fields(StageConfig):
+        rows.append((field.name, [_shown(getattr(stage, field.name)) for stage in ladder.stages]))
+    rows.sort(key=lambda row: row[0] != "name")
+    widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(ladder.stages))]
+    for name, cells in rows:
+        columns = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        lines.append(f"{name:20}{columns}".rstrip())
+    for part in (ladder.corpus.cleaning, ladder.corpus, ladder.generate, ladder.paths):
+        values = [
+            f"{field.name}={_shown(getattr(part, field.name))}"
+            for field in dataclasses.fields(part)
+            if not dataclasses.is_dataclass(getattr(part, field.name))
+        ]
+        lines += ["", f"{type(part).__name__}: {', '.join(values)}"]
+    return lines
+
+
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

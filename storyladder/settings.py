@@ -1,0 +1,335 @@
+"""Every setting of Storyladder: its name, unit, default and limits, as frozen keyword-only dataclasses.
+
+config.py fills them with values. This module imports the standard library only and knows no file, tensor or story.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import math
+import types
+import typing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from storyladder.runtime.errors import SettingsError
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform
+else:
+
+    def dataclass_transform(**_: object) -> Any:
+        return lambda decorator: decorator
+
+
+PROJECT = Path(__file__).resolve().parents[1]
+STAGE_NAMES = ("tiny", "children", "simple")
+DEFAULT_PRESET = "default"
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[T]) -> type[T]:
+    """A frozen, keyword-only dataclass that remembers misspelt fields, so that `problems` can report them all at once."""
+    cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    plain_init = cls.__init__
+    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    required = {
+        field.name
+        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+
+    @functools.wraps(plain_init)
+    def init(self: Any, **values: Any) -> None:
+        misspelt = [f"{cls.__name__} has no field {name!r}{nearest(name, known)}" for name in values.keys() - known]
+        missing = sorted(required - values.keys())
+        if missing:
+            raise SettingsError("; ".join([*sorted(misspelt), f"{cls.__name__} needs a value for {', '.join(missing)}"]))
+        plain_init(self, **{name: value for name, value in values.items() if name in known})
+        object.__setattr__(self, "_misspelt", tuple(sorted(misspelt)))
+
+    cls.__init__ = init  # type: ignore[assignment]
+    return cls
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint `; did you mean 'x'?`, or the list of what there is when nothing is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+@settings
+class ModelConfig:
+    """The network. Two models with equal ModelConfig can exchange weights."""
+
+    n_layer: int = 8
+    n_head: int = 8
+    n_embd: int = 336  # width of the residual stream
+    context_length: int = 256  # tokens the model sees (nanoGPT: block_size)
+    vocab_size: int = 50257  # GPT-2's tokens
+    dropout: float = 0.1  # on embeddings and both residual branches, in training only
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def n_params(self) -> int:
+        """Trainable numbers; the head is tied to the embedding and counted once."""
+        block = 12 * self.n_embd**2 + 13 * self.n_embd
+        return (self.vocab_size + self.context_length + 2) * self.n_embd + self.n_layer * block
+
+
+@settings
+class StageConfig:
+    """One rung of the ladder: which text, from which weights, how long, how fast."""
+
+    name: str  # tiny, children or simple
+    train_file: str  # token file in the data folder
+    val_file: str  # token file in the data folder
+    result_file: str  # what this stage leaves in the checkpoints folder
+    init_from: str | None = None  # the stage whose result this one starts from; None: random weights
+    max_steps: int = 200_000  # optimizer steps; a maximum where `patience` is set
+    batch_size: int = 32  # sequences per optimizer step, over all micro-batches and processes
+    micro_batch_size: int | None = None  # sequences per forward; None: chosen from the memory there is
+    max_lr: float = 3e-4  # after the warm-up
+    min_lr: float = 3e-5  # at max_steps, by a cosine
+    warmup_steps: int = 1_000  # optimizer steps of linear warm-up
+    weight_decay: float = 0.1  # on matrices only
+    beta1: float = 0.9
+    beta2: float = 0.99  # 8,192 tokens a step are a small batch; 0.95 is for half a million
+    eps: float = 1e-8
+    grad_clip: float = 1.0  # largest L2 norm of the whole gradient
+    eval_interval: int = 2_000  # optimizer steps
+    val_windows: int | None = None  # windows of context_length read by an evaluation; None: the whole file
+    patience: int | None = None  # evaluations without improvement before the stage ends; None: never
+    save_interval: int = 2_000  # optimizer steps between resume states
+    save_minutes: float = 10.0  # and at least this often
+    log_interval: int = 10  # optimizer steps between records
+    compact_vocabulary: bool = True  # tokens that the text never uses share one row while training; same mathematics
+    seed: int = 1337
+
+
+@settings
+class CleaningConfig:
+    """What happens to a story before it becomes tokens. Everything done is counted in the token file's sidecar."""
+
+    repair_text: bool = True  # mojibake, control characters, exotic spaces
+    ascii_punctuation: bool = False  # curly quotes, dashes and ellipses become ASCII
+    lowercase: bool = False
+    strip_markup: bool = False  # HTML tags and entities
+    min_chars: int = 1  # shorter stories are dropped
+    max_chars: int | None = None  # longer stories are dropped; None: no limit
+    drop_fragments: bool = False  # stories that start in lower case or stop in mid-sentence
+
+
+@settings
+class CorpusConfig:
+    """How text becomes token files."""
+
+    cleaning: CleaningConfig = CleaningConfig()
+    val_percent: float = 1.0  # of the stories, chosen by a hash of their text, where a corpus has no validation file
+    sample_stories: int = 20_000  # stories a stage in the bundled sample corpus
+
+
+@settings
+class GenerateConfig:
+    """How stories are told."""
+
+    temperature: float = 0.8  # 0: always the likeliest token
+    top_k: int | None = 50  # choose among the k likeliest tokens; None: among all
+    max_new_tokens: int = 400
+    num_samples: int = 1
+
+
+@settings
+class Paths:
+    """Where things lie. A relative root counts from the project's folder."""
+
+    root: str = "."
+    data: str = "data"
+    checkpoints: str = "checkpoints"
+    runs: str = "runs"
+
+
+@settings
+class Ladder:
+    """Everything one preset decides."""
+
+    name: str = DEFAULT_PRESET
+    model: ModelConfig = ModelConfig()
+    stages: tuple[StageConfig, ...] = ()
+    corpus: CorpusConfig = CorpusConfig()
+    generate: GenerateConfig = GenerateConfig()
+    paths: Paths = Paths()
+
+    def stage(self, name: str) -> StageConfig:
+        """The stage of that name."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def tokens_per_step(self, stage: StageConfig) -> int:
+        """Tokens that one optimizer step learns from."""
+        return stage.batch_size * self.model.context_length
+
+    def folder(self, kind: str) -> Path:
+        """The data, checkpoints or runs folder; a preset other than the default keeps its own in a subfolder."""
+        base = PROJECT / self.paths.root / getattr(self.paths, kind)
+        return base if self.name == DEFAULT_PRESET else base / self.name
+
+    @property
+    def raw_folder(self) -> Path:
+        """Text as it was downloaded or put there by hand; shared by all presets."""
+        return PROJECT / self.paths.root / self.paths.data / "raw"
+
+
+def check(ladder: Ladder) -> Ladder:
+    """The ladder itself, or a SettingsError that lists every problem with its value and the way out."""
+    found = list(problems(ladder))
+    if found:
+        raise SettingsError(f"preset {ladder.name!r} in config.py:\n" + "\n".join(f"  - {line}" for line in found))
+    return ladder
+
+
+def problems(ladder: Ladder) -> Iterator[str]:
+    """Everything in the ladder that cannot be meant, a sentence each."""
+    parts: list[tuple[str, object]] = [("", ladder), ("model: ", ladder.model), ("corpus: ", ladder.corpus)]
+    parts += [("corpus.cleaning: ", getattr(ladder.corpus, "cleaning", None)), ("generate: ", ladder.generate)]
+    parts += [("paths: ", ladder.paths)]
+    stages = ladder.stages if isinstance(ladder.stages, tuple) else ()
+    parts += [(f"stage {getattr(stage, 'name', stage)!r}: ", stage) for stage in stages]
+    sound = True
+    for where, part in parts:
+        lines = list(_field_problems(part))
+        sound = sound and not lines
+        yield from (where + line for line in lines)
+    if sound:
+        yield from _model_problems(ladder.model)
+        yield from _stage_problems(ladder)
+
+
+# Limits by field name: one name means one thing in every class. (lowest, highest), both allowed.
+_LIMITS: dict[str, tuple[float, float]] = {
+    "n_layer": (1, 1_000),
+    "n_head": (1, 1_000),
+    "n_embd": (1, 100_000),
+    "context_length": (2, 1_000_000),
+    "vocab_size": (2, 65_536),  # ids are stored as uint16
+    "dropout": (0, 0.9),
+    "max_steps": (1, 10**9),
+    "batch_size": (1, 10**6),
+    "micro_batch_size": (1, 10**6),
+    "max_lr": (1e-12, 10),
+    "min_lr": (0, 10),
+    "warmup_steps": (0, 10**9),
+    "weight_decay": (0, 10),
+    "beta1": (0, 0.999999),
+    "beta2": (0, 0.999999),
+    "eps": (1e-30, 1),
+    "grad_clip": (1e-9, 1e9),
+    "eval_interval": (1, 10**9),
+    "val_windows": (1, 10**9),
+    "patience": (1, 10**6),
+    "save_interval": (1, 10**9),
+    "save_minutes": (0.001, 10**6),
+    "log_interval": (1, 10**9),
+    "seed": (0, 2**63 - 1),
+    "min_chars": (1, 10**9),
+    "max_chars": (1, 10**9),
+    "val_percent": (0.001, 50),
+    "sample_stories": (100, 10**7),
+    "temperature": (0, 100),
+    "top_k": (1, 65_536),
+    "max_new_tokens": (1, 10**6),
+    "num_samples": (1, 10_000),
+}
+
+
+def _field_problems(part: object) -> Iterator[str]:
+    """Misspelt fields, values of the wrong type and values outside their limits, of one dataclass."""
+    if not dataclasses.is_dataclass(part) or isinstance(part, type):
+        yield f"expected one of the classes of storyladder/settings.py, got {part!r}"
+        return
+    yield from getattr(part, "_misspelt", ())
+    hints = typing.get_type_hints(type(part))
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        kind = hints[field.name]
+        if not _is_of_type(value, kind):
+            yield f"{field.name} is {value!r}; expected {_type_words(kind)}, for example {_example(field, kind)}"
+        elif field.name in _LIMITS and value is not None:
+            low, high = _LIMITS[field.name]
+            if not low <= value <= high:  # also true of NaN
+                yield f"{field.name} is {value!r}; expected {low:g} to {high:g}, for example {_example(field, kind)}"
+
+
+def _is_of_type(value: object, kind: Any) -> bool:
+    """Whether a value fits a field's type; whole numbers serve as floats, booleans do not serve as numbers."""
+    if isinstance(kind, types.UnionType):
+        return any(_is_of_type(value, option) for option in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _type_words(kind: Any) -> str:
+    words = {int: "a whole number", float: "a finite number", bool: "True or False", str: "a text", type(None): "None"}
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    return " or ".join(words.get(option, getattr(option, "__name__", str(option))) for option in options)
+
+
+def _example(field: dataclasses.Field[Any], kind: Any) -> str:
+    """A value that would do: the default where there is one."""
+    if field.default is not dataclasses.MISSING and field.default is not None:
+        return repr(field.default)
+    return repr("text") if kind is str else repr(_LIMITS.get(field.name, (1, 1))[0])
+
+
+def _model_problems(model: ModelConfig) -> Iterator[str]:
+    if model.n_embd % model.n_head:
+        fitting = model.n_head * round(model.n_embd / model.n_head) or model.n_head
+        yield f"model: n_embd ({model.n_embd}) must be a multiple of n_head ({model.n_head}), for example {fitting}"
+
+
+def _stage_problems(ladder: Ladder) -> Iterator[str]:
+    """What the fields of one stage, and the stages together, must agree on."""
+    earlier: list[str] = []
+    for stage in ladder.stages:
+        where = f"stage {stage.name!r}: "
+        if stage.name not in STAGE_NAMES:
+            yield f"{where}unknown name{nearest(stage.name, STAGE_NAMES)}"
+        if stage.name in earlier:
+            yield f"{where}stands in `stages` twice; keep one"
+        if stage.init_from is not None and stage.init_from not in earlier:
+            yield f"{where}init_from is {stage.init_from!r}; expected None or an earlier stage: {earlier or 'none'}"
+        if stage.min_lr > stage.max_lr:
+            yield f"{where}min_lr ({stage.min_lr:g}) is above max_lr ({stage.max_lr:g}); lower it"
+        if stage.warmup_steps >= stage.max_steps:
+            yield f"{where}warmup_steps ({stage.warmup_steps}) must be below max_steps ({stage.max_steps})"
+        if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
+            yield (
+                f"{where}batch_size ({stage.batch_size}) must be a multiple of micro_batch_size "
+                f"({stage.micro_batch_size}); None chooses one that fits"
+            )
+        yield from (where + line for line in _file_problems(stage))
+        earlier.append(stage.name)
+    missing = [name for name in STAGE_NAMES if name not in earlier]
+    if missing:
+        yield f"stages lacks {', '.join(missing)}; the ladder has three rungs: {', '.join(STAGE_NAMES)}"
+
+
+def _file_problems(stage: StageConfig) -> Iterator[str]:
+    for field in ("train_file", "val_file", "result_file"):
+        name = getattr(stage, field)
+        if not name or Path(name).name != name:
+            yield f"{field} is {name!r}; expected a plain file name without folders"
