@@ -1,8 +1,8 @@
 """What you edit: every setting of the ladder, plain Python. Fields, units and limits: storyladder/settings.py.
 
-    python config.py                    print what is set, stage by stage
-    python config.py --preset demo      the same for another preset
-    python train_tiny.py --config my_config.py      use an edited copy of this file
+python config.py                    print what is set, stage by stage
+python config.py --preset demo      the same for another preset
+python train_tiny.py --config my_config.py      use an edited copy of this file
 """
 
 from dataclasses import replace

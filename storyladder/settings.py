@@ -49,11 +49,13 @@ def settings(cls: type[T]) -> type[T]:
         misspelt = [f"{cls.__name__} has no field {name!r}{nearest(name, known)}" for name in values.keys() - known]
         missing = sorted(required - values.keys())
         if missing:
-            raise SettingsError("; ".join([*sorted(misspelt), f"{cls.__name__} needs a value for {', '.join(missing)}"]))
+            raise SettingsError(
+                "; ".join([*sorted(misspelt), f"{cls.__name__} needs a value for {', '.join(missing)}"])
+            )
         plain_init(self, **{name: value for name, value in values.items() if name in known})
         object.__setattr__(self, "_misspelt", tuple(sorted(misspelt)))
 
-    cls.__init__ = init  # type: ignore[assignment]
+    cls.__init__ = init  # type: ignore[method-assign]
     return cls
 
 
@@ -180,7 +182,7 @@ class Ladder:
 
     def folder(self, kind: str) -> Path:
         """The data, checkpoints or runs folder; a preset other than the default keeps its own in a subfolder."""
-        base = PROJECT / self.paths.root / getattr(self.paths, kind)
+        base: Path = PROJECT / self.paths.root / getattr(self.paths, kind)
         return base if self.name == DEFAULT_PRESET else base / self.name
 
     @property
@@ -195,6 +197,16 @@ def check(ladder: Ladder) -> Ladder:
     if found:
         raise SettingsError(f"preset {ladder.name!r} in config.py:\n" + "\n".join(f"  - {line}" for line in found))
     return ladder
+
+
+def check_part(where: str, part: T) -> T:
+    """One settings object itself, or a SettingsError that lists what is wrong with it."""
+    found = list(_field_problems(part))
+    if isinstance(part, ModelConfig) and not found:
+        found = list(_model_problems(part))
+    if found:
+        raise SettingsError(f"{where}: {'; '.join(found)}")
+    return part
 
 
 def problems(ladder: Ladder) -> Iterator[str]:

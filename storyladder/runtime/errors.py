@@ -37,6 +37,12 @@ class SaveFailed(UserError):
     exit_status = 75
 
 
+class TrainingFailed(UserError):
+    """Numbers that went bad for good."""
+
+    exit_status = 70
+
+
 class Interrupted(Exception):
     """A signal asked the program to leave, and it has brought everything into safety."""
 
@@ -61,4 +67,4 @@ def user_errors() -> Iterator[None]:
     except BrokenPipeError:
         # `python generate.py | head`: the reader has left. Python would complain once more while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows does not name

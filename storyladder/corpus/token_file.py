@@ -1,0 +1,305 @@
+"""Token files: raw little-endian uint16 ids in NAME.bin, and NAME.bin.json beside it, which makes the pair complete.
+
+Writing, verifying, and cutting into windows. Batch k is a pure function of (file, seed, k), so resuming needs no reader
+state. This module knows no model and no tokenizer; it is told their fingerprint and the bytes of their tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from storyladder.runtime.errors import DataError
+
+FORMAT_VERSION = 1
+_DTYPE = np.dtype("<u2")
+_REBUILD = "rebuild it with python prepare_data.py"
+
+Ids = npt.NDArray[np.uint16]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """What NAME.bin.json says of NAME.bin."""
+
+    format_version: int
+    dtype: str
+    tokens: int
+    stories: int
+    text_bytes: int  # UTF-8, of the stories as they were encoded
+    largest_id: int
+    tokenizer: str  # fingerprint
+    sha256: str
+    sources: list[str]
+    cleaning: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenFile:
+    """A verified token file, mapped into memory."""
+
+    path: Path
+    ids: Ids
+    sidecar: Sidecar
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal content: the SHA-256 of the ids."""
+        return self.sidecar.sha256
+
+    def seen(self, vocab_size: int) -> npt.NDArray[np.bool_]:
+        """Which token types the file uses, (V,)."""
+        present = np.zeros(vocab_size, dtype=bool)
+        for start in range(0, len(self.ids), 1 << 24):
+            present[np.unique(self.ids[start : start + (1 << 24)])] = True
+        return present
+
+
+class TokenWriter:
+    """Writes one token file. Used with `with`; without a call of `finish` nothing gets the final name."""
+
+    def __init__(self, path: Path, tokenizer: str) -> None:
+        self.path = path
+        self._partial = path.with_name(path.name + ".partial")
+        self._tokenizer = tokenizer
+        self._digest = hashlib.sha256()
+        self.tokens = self.stories = self.text_bytes = self.largest_id = 0
+
+    def __enter__(self) -> TokenWriter:
+        with _disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._partial.open("wb")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with contextlib.suppress(OSError):  # a full disk is told once, by the write that met it
+            self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+    def add(self, ids: Ids, *, stories: int, text_bytes: int) -> None:
+        """Append the ids of some whole stories."""
+        if not len(ids):
+            return
+        raw = ids.astype(_DTYPE, copy=False).tobytes()
+        with _disk_errors(self.path):
+            self._file.write(raw)
+        self._digest.update(raw)
+        self.tokens += len(ids)
+        self.stories += stories
+        self.text_bytes += text_bytes
+        self.largest_id = max(self.largest_id, int(ids.max()))
+
+    def finish(self, *, sources: Sequence[str], cleaning: Mapping[str, int]) -> Sidecar:
+        """Give the file its final name; the sidecar comes last and makes it complete."""
+        sidecar = Sidecar(
+            format_version=FORMAT_VERSION,
+            dtype="uint16",
+            tokens=self.tokens,
+            stories=self.stories,
+            text_bytes=self.text_bytes,
+            largest_id=self.largest_id,
+            tokenizer=self._tokenizer,
+            sha256=self._digest.hexdigest(),
+            sources=list(sources),
+            cleaning=dict(cleaning),
+        )
+        with _disk_errors(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            # Room for the sidecar is taken before the old pair is touched.
+            sidecar_partial = _sidecar_path(self.path).with_suffix(".json.partial")
+            with sidecar_partial.open("w", encoding="utf-8") as file:
+                json.dump(dataclasses.asdict(sidecar), file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(self._partial, self.path)
+            os.replace(sidecar_partial, _sidecar_path(self.path))
+        return sidecar
+
+
+@contextlib.contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """What the disk refuses, as a DataError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DataError(
+                f"{os.strerror(error.errno)} while writing {path}; nothing was replaced. "
+                "Free some space (or prepare less with --limit-mb N) and run the same command again"
+            ) from None
+        raise DataError(f"cannot write {path}: {error.strerror}; check the folder and its permissions") from None
+
+
+def _sidecar_path(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def open_token_file(path: Path, *, tokenizer: str, vocab_size: int, at_least: int = 2) -> TokenFile:
+    """Map a token file and hold it against its sidecar: size, ids, tokenizer, SHA-256. DataError where they disagree."""
+    sidecar = _read_sidecar(path)
+    size = path.stat().st_size
+    if size != sidecar.tokens * _DTYPE.itemsize:
+        raise DataError(
+            f"{path} has {size:,} bytes, but its sidecar promises {sidecar.tokens:,} tokens "
+            f"({sidecar.tokens * _DTYPE.itemsize:,} bytes): it was cut or changed; {_REBUILD}"
+        )
+    if sidecar.tokenizer != tokenizer:
+        raise DataError(f"{path} was made with tokenizer {sidecar.tokenizer}, expected {tokenizer}; {_REBUILD}")
+    if sidecar.largest_id >= vocab_size:
+        raise DataError(
+            f"{path} holds token {sidecar.largest_id}, but the vocabulary has only {vocab_size:,} (0 to {vocab_size - 1}); "
+            f"set vocab_size in config.py or {_REBUILD}"
+        )
+    if sidecar.tokens < at_least:
+        raise DataError(
+            f"{path} has {sidecar.tokens:,} tokens, too few for one window of {at_least:,}; prepare more text "
+            "or lower context_length in config.py"
+        )
+    ids = np.memmap(path, dtype=_DTYPE, mode="r")
+    _verify_content(path, ids, sidecar, vocab_size)
+    return TokenFile(path, ids, sidecar)
+
+
+def _read_sidecar(path: Path) -> Sidecar:
+    """The sidecar of a token file, checked field by field."""
+    if not path.is_file():
+        raise DataError(f"there is no token file {path}; make it with python prepare_data.py")
+    try:
+        values = json.loads(_sidecar_path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path} has no {path.name}.json beside it, so nobody knows if it is whole; {_REBUILD}"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise DataError(f"{_sidecar_path(path)} cannot be read ({error}); {_REBUILD}") from None
+    names = {field.name: field for field in dataclasses.fields(Sidecar)}
+    whole = ("format_version", "tokens", "stories", "text_bytes", "largest_id")
+    if (
+        not isinstance(values, dict)
+        or values.keys() != names.keys()
+        or not all(isinstance(values[name], int) and values[name] >= 0 for name in whole)
+    ):
+        raise DataError(f"{_sidecar_path(path)} is not a sidecar of Storyladder; {_REBUILD}")
+    if values["format_version"] != FORMAT_VERSION or values["dtype"] != "uint16":
+        raise DataError(
+            f"{path} has format {values['format_version']} ({values['dtype']}), expected {FORMAT_VERSION} (uint16); {_REBUILD}"
+        )
+    return Sidecar(**values)
+
+
+def _verify_content(path: Path, ids: Ids, sidecar: Sidecar, vocab_size: int) -> None:
+    """Compare the SHA-256; the verdict is remembered beside the file, by size and time, so that it costs once."""
+    stat = path.stat()
+    verdict = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sidecar.sha256}
+    memory = path.with_name(f".{path.name}.verified")
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads(memory.read_text(encoding="utf-8")) == verdict:
+            return
+    digest = hashlib.sha256()
+    largest = 0
+    for start in range(0, len(ids), 1 << 23):
+        block = ids[start : start + (1 << 23)]
+        digest.update(block.tobytes())
+        largest = max(largest, int(block.max()))
+    if digest.hexdigest() != sidecar.sha256:
+        raise DataError(f"{path} is not what was written (SHA-256 differs from its sidecar); {_REBUILD}")
+    if largest >= vocab_size:
+        raise DataError(f"{path} holds token {largest}, but the vocabulary has only {vocab_size:,}; {_REBUILD}")
+    with contextlib.suppress(OSError):  # a read-only data folder only means that the next start checks again
+        memory.write_text(json.dumps(verdict), encoding="utf-8")
+
+
+class TrainBatches:
+    """Batch k of a token file, for any k, without state: a new permutation of all windows per epoch.
+
+    Windows do not overlap and every one is read once per epoch; they cross story borders, where EOT stands. (Starting
+    every row at a story would flatter the loss and cost padding.) The epoch's first window starts at an offset of its
+    own, so that also the tokens after the last whole window are read in other epochs.
+    """
+
+    def __init__(self, ids: Ids, *, context_length: int, batch_size: int, seed: int) -> None:
+        self._ids = ids
+        self._context_length = context_length
+        self._batch_size = batch_size
+        self._seed = seed
+        self.n_windows = (len(ids) - 1) // context_length
+        assert self.n_windows >= 1, "open_token_file refuses files of less than one window"
+
+    def starts(self, k: int) -> Indices:
+        """Where the windows of batch k start, (batch_size,)."""
+        places = np.arange(k * self._batch_size, (k + 1) * self._batch_size)
+        epochs, within = np.divmod(places, self.n_windows)
+        starts = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            order, offset = _epoch(self._seed, int(epoch), self.n_windows, (len(self._ids) - 1) % self._context_length)
+            here = epochs == epoch
+            starts[here] = order[within[here]] * self._context_length + offset
+        return starts
+
+    def batch(self, k: int) -> tuple[Indices, Indices]:
+        """Inputs and targets of batch k, both (batch_size, context_length); targets are the inputs one token later."""
+        return _cut(self._ids, self.starts(k), self._context_length)
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch(seed: int, epoch: int, n_windows: int, spare: int) -> tuple[Indices, int]:
+    """The order of the windows in an epoch, and the offset (0 to `spare` tokens) of the first.
+
+    Built on a bit generator's raw numbers, whose stream numpy promises never to change; `permutation` has no such
+    promise, and a resumed run must read what the interrupted one would have read.
+    """
+    bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
+    offset = int(bits.random_raw()) % (spare + 1)
+    return np.argsort(bits.random_raw(n_windows), kind="stable"), offset
+
+
+class ValidationWindows:
+    """The same windows every time: the whole file, or `limit` windows spread evenly over it."""
+
+    def __init__(
+        self, ids: Ids, *, context_length: int, limit: int | None, token_bytes_V: npt.NDArray[np.int64]
+    ) -> None:
+        self._ids = ids
+        self._context_length = context_length
+        whole = (len(ids) - 1) // context_length
+        if limit is None or limit >= whole:
+            self._starts = np.arange(whole) * context_length
+            self._rest = len(ids) - 1 - whole * context_length
+        else:
+            self._starts = np.linspace(0, whole - 1, limit).astype(np.int64) * context_length
+            self._rest = 0
+        self.tokens = len(self._starts) * context_length + self._rest
+        self.text_bytes = sum(int(token_bytes_V[targets_BT].sum()) for _, targets_BT in self.batches(256))
+
+    def __len__(self) -> int:
+        """How many windows there are."""
+        return len(self._starts) + bool(self._rest)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Indices, Indices]]:
+        """Inputs and targets, (at most batch_size, context_length); the file's rest comes last, as one shorter row."""
+        for start in range(0, len(self._starts), batch_size):
+            yield _cut(self._ids, self._starts[start : start + batch_size], self._context_length)
+        if self._rest:
+            yield _cut(self._ids, np.array([len(self._ids) - 1 - self._rest]), self._rest)
+
+
+def _cut(ids: Ids, starts: Indices, length: int) -> tuple[Indices, Indices]:
+    """Windows of `length` tokens from each start, and the same one token later."""
+    windows = ids[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    return windows[:, :-1], windows[:, 1:]

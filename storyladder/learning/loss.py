@@ -1,0 +1,89 @@
+"""Output head and cross-entropy together, a few rows at a time: the scores of a whole batch never exist.
+
+At 8,192 tokens and 50,257 scores each, the plain way keeps several arrays of 1.6 GB. Here the gradient is written over
+the scores of one chunk, turned into the gradients of head and hidden state, and the buffer is used again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_CHUNK_SCORES = {"cpu": 1 << 24, "cuda": 1 << 28}  # scores held at once: 64 MB in fp32; GPUs want large products
+
+
+def next_token_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor, *, log_unseen: float = 0.0) -> Tensor:
+    """Cross-entropy summed over all targets, in nats, a float32 scalar with gradients for hidden state and head.
+
+    `log_unseen` is added to the last score (learning/vocabulary.py). A target that is the last row means one of the
+    tokens behind it, and costs as much as that one alone.
+    """
+    hidden_NC, targets_N = hidden_BTC.flatten(0, 1), targets_BT.flatten()
+    with_gradient = torch.is_grad_enabled() and hidden_BTC.requires_grad
+    if not with_gradient:
+        return _chunks(hidden_NC, weight_VC, targets_N, log_unseen, None, None)
+    loss: Tensor = _HeadLoss.apply(hidden_NC, weight_VC, targets_N, log_unseen)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Computes the gradients on the way forward, where the scores are; the way back only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NC: Tensor, weight_VC: Tensor, targets_N: Tensor, log_unseen: float) -> Tensor:
+        grad_hidden_NC = torch.empty_like(hidden_NC, dtype=torch.float32 if hidden_NC.dtype != torch.float64 else None)
+        grad_weight_VC = torch.zeros_like(weight_VC)
+        loss = _chunks(hidden_NC, weight_VC, targets_N, log_unseen, grad_hidden_NC, grad_weight_VC)
+        ctx.hidden_dtype = hidden_NC.dtype
+        ctx.save_for_backward(grad_hidden_NC, grad_weight_VC)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden_NC, grad_weight_VC = ctx.saved_tensors
+        return grad_hidden_NC.mul_(grads[0]).to(ctx.hidden_dtype), grad_weight_VC.mul_(grads[0]), None, None
+
+
+@torch.no_grad()
+def _chunks(
+    hidden_NC: Tensor,
+    weight_VC: Tensor,
+    targets_N: Tensor,
+    log_unseen: float,
+    grad_hidden_NC: Tensor | None,
+    grad_weight_VC: Tensor | None,
+) -> Tensor:
+    """Loss and, where asked for, gradients of the summed loss, chunk by chunk. Products in autocast's type."""
+    device = hidden_NC.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    hidden_NC, weight_VC = hidden_NC.to(dtype), weight_VC.to(dtype)
+    N, V = len(hidden_NC), len(weight_VC)
+    rows = max(1, min(N, _CHUNK_SCORES.get(device, _CHUNK_SCORES["cpu"]) // V))
+    product = torch.empty(rows, V, dtype=dtype, device=hidden_NC.device)
+    scores = product if dtype == wide else torch.empty(rows, V, dtype=wide, device=hidden_NC.device)
+    loss = torch.zeros((), dtype=wide, device=hidden_NC.device)
+    with torch.autocast(device, enabled=False):
+        for start in range(0, N, rows):
+            hidden_RC, targets_R1 = hidden_NC[start : start + rows], targets_N[start : start + rows, None]
+            product_RV, scores_RV = product[: len(hidden_RC)], scores[: len(hidden_RC)]
+            torch.mm(hidden_RC, weight_VC.T, out=product_RV)
+            if scores_RV is not product_RV:
+                scores_RV.copy_(product_RV)
+            scores_RV[:, -1] += log_unseen
+            torch.log_softmax(scores_RV, dim=1, out=scores_RV)
+            loss -= scores_RV.gather(1, targets_R1).sum()
+            loss += log_unseen * (targets_R1 == V - 1).sum()
+            if grad_hidden_NC is None or grad_weight_VC is None:
+                continue
+            scores_RV.exp_().scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1, dtype=wide))
+            if scores_RV is not product_RV:
+                product_RV.copy_(scores_RV)
+            grad_hidden_NC[start : start + rows] = product_RV @ weight_VC
+            if dtype == grad_weight_VC.dtype:
+                grad_weight_VC.addmm_(product_RV.T, hidden_RC)
+            else:
+                grad_weight_VC += product_RV.T @ hidden_RC
+    return loss

@@ -1,0 +1,104 @@
+"""One optimizer step: gradients of a whole batch, micro-batch by micro-batch, then clipping and AdamW."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storyladder.learning.loss import next_token_loss
+from storyladder.learning.network import EMBEDDING, LanguageModel
+from storyladder.learning.optimizer import clip_gradients
+from storyladder.learning.vocabulary import CompactVocabulary
+from storyladder.runtime.machine import Precision
+from storyladder.settings import StageConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+    """What one step was like. A step that is not `applied` met a loss or gradient that was not finite: nothing moved."""
+
+    train_loss: float  # nats per token, before the update
+    grad_norm: float  # before clipping
+    applied: bool
+
+
+def train_step(
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor],
+    *,
+    stage: StageConfig,
+    step: int,
+    lr: float,
+    micro_batch_size: int,
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+    vocabulary: CompactVocabulary,
+) -> StepResult:
+    """One update from one batch of inputs and targets, both (batch_size, T)."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.zero_grad(set_to_none=False)
+    loss = accumulate_gradients(
+        model,
+        batch,
+        micro_batch_size=micro_batch_size,
+        seed=(stage.seed, step),
+        precision=precision,
+        scaler=scaler,
+        vocabulary=vocabulary,
+    )
+    scaler.unscale_(optimizer)
+    norm = clip_gradients(model, stage.grad_clip, vocabulary)
+    result = StepResult(loss.item(), norm.item(), applied=bool((loss + norm).isfinite()))
+    if result.applied:
+        scaler.step(optimizer)
+    scaler.update()
+    return result
+
+
+def accumulate_gradients(
+    model: LanguageModel,
+    batch: tuple[Tensor, Tensor],
+    *,
+    micro_batch_size: int,
+    seed: tuple[int, int],
+    precision: Precision,
+    scaler: torch.amp.GradScaler,
+    vocabulary: CompactVocabulary,
+) -> Tensor:
+    """Add the gradients of the batch's mean loss to the model's; returns that loss, nats per token, a scalar.
+
+    The mean is over all tokens of the batch, whatever the micro-batches, so their size changes memory only. Dropout
+    draws from a generator seeded with (seed, step, micro-batch): a resumed step draws what the interrupted one would
+    have drawn, and no random state has to be saved.
+    """
+    idx_BT, targets_BT = (vocabulary.rows_of(part) for part in batch)
+    total = torch.zeros((), device=idx_BT.device)
+    for start in range(0, len(idx_BT), micro_batch_size):
+        torch.manual_seed(_mixed(*seed, start))
+        micro = slice(start, start + micro_batch_size)
+        with precision.autocast():
+            hidden_BTC = model.hidden(idx_BT[micro])
+            nats = next_token_loss(hidden_BTC, model.head_weight, targets_BT[micro], log_unseen=vocabulary.log_unseen)
+        loss = nats / targets_BT.numel()
+        _backward(scaler.scale(loss))
+        total += loss.detach()
+    for name, parameter in model.named_parameters():
+        if name == EMBEDDING and parameter.grad is not None:
+            vocabulary.share_gradient(parameter.grad)
+    return total
+
+
+def _backward(loss: Any) -> None:
+    loss.backward()  # torch leaves Tensor.backward without types
+
+
+def _mixed(*numbers: int) -> int:
+    """A seed that differs for every combination of numbers, 63 bits."""
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,61 @@
+"""One writer per folder: a lock that names its holder and that the kernel takes back when the holder dies."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from storyladder.runtime.errors import UserError
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` inside the `with`. UserError, naming the first holder, if another process has it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {path.parent}: {error.strerror}; check the folder and its permissions"
+        ) from None
+    with file:
+        if not _try_lock(file):
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{path.parent} is in use by {holder}; wait for it, or stop it first")
+        file.seek(0)
+        file.truncate()
+        now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
+        with contextlib.suppress(OSError):  # a full disk takes the note away, not the lock
+            file.write(f"{Path(sys.argv[0]).name}, process {os.getpid()} on {socket.gethostname()}, since {now}")
+            file.flush()
+        yield
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Take the lock without waiting; False if another process holds it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        import msvcrt
+
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise UserError(
+            f"{file.name}: this file system cannot lock ({error.strerror}); put the project on a local disk"
+        ) from None
+    return True

@@ -1,0 +1,119 @@
+"""The machine one has: device, number format, threads, memory. Decided once, said in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from storyladder.runtime.errors import UserError
+
+GB = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """The number format of the large products; weights, sums and the optimizer stay in float32."""
+
+    dtype: torch.dtype
+    reason: str
+    device_type: str
+
+    @property
+    def name(self) -> str:
+        """bf16, fp16 or fp32."""
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.dtype, "fp32")
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The context in which the forward pass runs."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device_type, dtype=self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Keeps fp16 gradients from vanishing; does nothing for the other formats."""
+        return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
+
+
+def pick_device(name: str) -> torch.device:
+    """CUDA when there is one, else Apple's MPS, else the CPU; a UserError if the one asked for by name is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name!r} is unknown; there are auto, cuda, cuda:1, mps and cpu") from None
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    there = (device.index or 0) < count.get(device.type, 0)
+    if not there:
+        raise UserError(f"--device {name}: torch {torch.__version__} finds no such device here; try --device auto")
+    return device
+
+
+def pick_precision(device: torch.device) -> Precision:
+    """bf16 where the hardware multiplies it fast, fp16 with a scaler on older CUDA cards, else fp32."""
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        if major >= 8:
+            return Precision(torch.bfloat16, f"sm{major}{minor} has bf16 tensor cores", "cuda")
+        if major >= 7:
+            return Precision(torch.float16, f"sm{major}{minor} has fp16 tensor cores, but no bf16", "cuda")
+        return Precision(torch.float32, f"sm{major}{minor} has no tensor cores", "cuda")
+    if device.type == "mps":
+        return Precision(torch.float32, "half precision on MPS has given NaN in similar projects", "mps")
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # absent from older versions of torch
+    return cpu_precision(dict(capabilities()))
+
+
+def cpu_precision(capabilities: dict[str, object]) -> Precision:
+    """bf16 for CPUs with instructions for it. Without them bf16 autocast is slower than fp32."""
+    for instruction in ("amx_bf16", "avx512_bf16"):
+        if capabilities.get(instruction):
+            return Precision(torch.bfloat16, f"this CPU has {instruction}", "cpu")
+    return Precision(torch.float32, "this CPU has no bf16 instructions", "cpu")
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that could be taken now, or None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
+    with contextlib.suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Most bytes held so far: of the GPU, or of this process on a CPU; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    with contextlib.suppress(ImportError):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if platform.system() == "Darwin" else peak * 1024
+    return None
+
+
+def device_words(device: torch.device) -> str:
+    """The device as people name it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    if device.type == "mps":
+        return "mps (Apple GPU)"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def machine_line(device: torch.device, precision: Precision) -> str:
+    """One line: device, number format and why."""
+    return f"device {device_words(device)}, {precision.name} because {precision.reason}, torch {torch.__version__}"

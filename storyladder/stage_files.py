@@ -1,0 +1,220 @@
+"""What a stage keeps on disk and how it is packed: the resume state, the best weights so far, and the result.
+
+    checkpoints/STAGE_resume.pt     everything that continuing exactly needs, and the generation before it
+    checkpoints/STAGE_best.pt       the weights with the lowest validation loss so far
+    checkpoints/<result_file>       those weights when the stage is finished; what the next stage and generate.py read
+
+Where a stage starts is decided here, in one stated order: its own resume state, else the result of the stage before it
+(weights only), else random weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from storyladder.learning.network import EMBEDDING, LanguageModel
+from storyladder.learning.vocabulary import CompactVocabulary
+from storyladder.runtime.checkpoint import Loaded, Payload, load_checkpoint, previous_of
+from storyladder.runtime.errors import CheckpointError
+from storyladder.settings import Ladder, ModelConfig, StageConfig
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state for every parameter
+
+
+@dataclasses.dataclass
+class TrainState:
+    """Where a stage stands. Plain values only: it is saved as it is."""
+
+    step: int = 0  # updates done
+    best_loss: float = float("inf")  # lowest val_loss so far
+    best_step: int = -1
+    bad_evals: int = 0  # evaluations since then
+    evaluated_at: int = -1  # step of the last evaluation, so that a resumed stage does not count it twice
+    skipped_steps: int = 0  # updates that were not made because a number was not finite
+    skipped_in_a_row: int = 0
+    train_seconds: float = 0.0  # spent in steps, over all runs of the stage
+    recent_losses: list[float] = dataclasses.field(default_factory=list)  # since the last record
+    fitted: dict[str, int | None] = dataclasses.field(default_factory=dict)  # what --minutes made of the schedule
+
+    def note_evaluation(self, val_loss: float) -> bool:
+        """Count an evaluation at the current step; True if it is the best so far. NaN never is."""
+        self.evaluated_at = self.step
+        if val_loss < self.best_loss:
+            self.best_loss, self.best_step, self.bad_evals = val_loss, self.step, 0
+            return True
+        self.bad_evals += 1
+        return False
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFiles:
+    """The files of one stage of one preset."""
+
+    result: Path
+    best: Path
+    resume: Path
+    record: Path
+
+    @classmethod
+    def of(cls, ladder: Ladder, stage: StageConfig) -> StageFiles:
+        """Where they lie."""
+        folder = ladder.folder("checkpoints")
+        return cls(
+            result=folder / stage.result_file,
+            best=folder / f"{stage.name}_best.pt",
+            resume=folder / f"{stage.name}_resume.pt",
+            record=ladder.folder("runs") / f"{stage.name}.jsonl",
+        )
+
+    def set_aside(self) -> list[Path]:
+        """Give all files of the stage a name with the time in it; the new names."""
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        kept = []
+        for path in (self.result, self.best, self.resume, previous_of(self.resume)):
+            if path.exists():
+                aside = path.with_name(f"{path.stem}.before-{stamp}.pt")
+                os.replace(path, aside)
+                kept.append(aside)
+        return kept
+
+    def forget_resume_state(self) -> None:
+        """Delete the resume states of a finished stage; result and best weights stay."""
+        for path in (self.resume, previous_of(self.resume)):
+            path.unlink(missing_ok=True)
+
+
+def load_result(ladder: Ladder, stage: StageConfig) -> Loaded | None:
+    """The result of a finished stage, or its best weights if the result itself is damaged; None if unfinished."""
+    files = StageFiles.of(ladder, stage)
+    if not files.result.exists():
+        return None
+    try:
+        return load_checkpoint(files.result)
+    except CheckpointError as error:
+        spare = load_checkpoint(files.best)
+        if spare is None:
+            raise CheckpointError(f"{error}; train the stage again: python {script_of(stage.name)} --fresh") from None
+        return dataclasses.replace(spare, notes=[str(error), f"using {spare.path.name} in its place"])
+
+
+def script_of(stage_name: str) -> str:
+    """The command that trains a stage."""
+    return {"tiny": "train_tiny.py", "children": "train_children.py", "simple": "train_simp.py"}[stage_name]
+
+
+def plain_settings(ladder: Ladder, stage: StageConfig) -> dict[str, Any]:
+    """Model and stage settings with those of all ancestors, as plain values."""
+    family: list[StageConfig] = [stage]
+    while (parent := family[-1].init_from) is not None:
+        family.append(ladder.stage(parent))
+    return {
+        "preset": ladder.name,
+        "model": dataclasses.asdict(ladder.model),
+        "stages": [dataclasses.asdict(member) for member in reversed(family)],
+    }
+
+
+def pack_weights(model: LanguageModel, vocabulary: CompactVocabulary) -> dict[str, Tensor]:
+    """All weights on the CPU under GPT-2's names, with the whole vocabulary."""
+    return {
+        name: (vocabulary.expand(tensor) if name == EMBEDDING else tensor).detach().cpu().clone()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def unpack_weights(model: LanguageModel, weights: dict[str, Tensor], vocabulary: CompactVocabulary) -> None:
+    """Load weights of the whole vocabulary into a model whose vocabulary may be compact."""
+    model.load_state_dict(
+        {name: vocabulary.compress(tensor) if name == EMBEDDING else tensor for name, tensor in weights.items()}
+    )
+
+
+def pack_optimizer(
+    model: LanguageModel, optimizer: torch.optim.Optimizer, vocabulary: CompactVocabulary
+) -> dict[str, Any]:
+    """AdamW's moments by parameter name, with the whole vocabulary, and how many updates it made."""
+    packed: dict[str, Any] = {"updates": 0, **{moment: {} for moment in _MOMENTS}}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        for moment in _MOMENTS if state else ():
+            tensor = vocabulary.expand(state[moment]) if name == EMBEDDING else state[moment]
+            packed[moment][name] = tensor.detach().cpu().clone()
+            packed["updates"] = int(state["step"])
+    return packed
+
+
+def unpack_optimizer(
+    model: LanguageModel, optimizer: torch.optim.Optimizer, packed: dict[str, Any], vocabulary: CompactVocabulary
+) -> None:
+    """Give AdamW back what `pack_optimizer` took."""
+    if not packed["updates"]:
+        return
+    for name, parameter in model.named_parameters():
+        tensors = {moment: packed[moment][name] for moment in _MOMENTS}
+        if name == EMBEDDING:
+            tensors = {moment: vocabulary.compress(tensor) for moment, tensor in tensors.items()}
+        on_device = {moment: tensor.to(parameter.device) for moment, tensor in tensors.items()}
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(packed["updates"]), device=_step_device(parameter)),
+            **on_device,
+        }
+
+
+def _step_device(parameter: Tensor) -> torch.device:
+    """Fused AdamW counts on the parameter's device."""
+    return parameter.device
+
+
+def check_shapes(payload: Payload, path: Path, model: ModelConfig) -> None:
+    """CheckpointError if the weights are not those of this model, before anything is built."""
+    theirs = payload.get("settings", {}).get("model", {})
+    ours = dataclasses.asdict(model)
+    different = [
+        f"{name} is {theirs.get(name)} there and {value} in config.py"
+        for name, value in ours.items()
+        if name != "dropout" and theirs.get(name) != value
+    ]
+    if different:
+        raise CheckpointError(
+            f"{path} holds a model of another shape: {'; '.join(different)}; "
+            "set config.py back, or start the ladder over with --fresh (or under a new preset name)"
+        )
+    embedding = payload.get("model", {}).get(EMBEDDING)
+    if not isinstance(embedding, Tensor) or tuple(embedding.shape) != (model.vocab_size, model.n_embd):
+        raise CheckpointError(f"{path} lacks the weights {EMBEDDING} of {model.vocab_size} x {model.n_embd}")
+
+
+# Settings that say how to run, when to look and where to keep it: they do not change what is learned.
+_FREE_SETTINGS = {
+    "result_file",
+    "micro_batch_size",
+    "eval_interval",
+    "val_windows",
+    "patience",
+    "save_interval",
+    "save_minutes",
+    "log_interval",
+    "compact_vocabulary",
+}
+
+
+def changes_since(payload: Payload, ladder: Ladder, stage: StageConfig, data: dict[str, str]) -> list[str]:
+    """What would make a resumed run differ from an uninterrupted one, a phrase each."""
+    saved = payload["settings"]["stages"][-1]
+    now = dataclasses.asdict(stage)
+    changed = [
+        f"{name} was {saved.get(name)} and is {value}"
+        for name, value in now.items()
+        if name not in _FREE_SETTINGS and saved.get(name) != value
+    ]
+    if payload["settings"]["model"].get("dropout") != ladder.model.dropout:
+        changed.append(f"dropout was {payload['settings']['model'].get('dropout')} and is {ladder.model.dropout}")
+    changed += [f"the content of {name} changed" for name in data if payload["data"].get(name) != data[name]]
+    return changed

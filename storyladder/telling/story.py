@@ -1,0 +1,85 @@
+"""Telling a story: token after token with a cache of keys and values, until the end-of-story mark.
+
+The text comes piece by piece, and never half a character: bytes are held back until they are whole.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.nn import functional as F
+
+from storyladder.corpus.tokenizer import EOT, Tokenizer
+from storyladder.learning.network import LanguageModel
+from storyladder.settings import GenerateConfig
+from storyladder.telling.sampling import next_token
+
+Tokens = Iterator[int]
+
+
+@torch.no_grad()
+def story_tokens(
+    model: LanguageModel,
+    prompt: list[int],
+    *,
+    settings: GenerateConfig,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Tokens:
+    """Ids after the prompt, without the end-of-story mark, at most max_new_tokens of them.
+
+    When the context is full, the last half of it is read anew and the story goes on: positions are learned, so a cache
+    cannot slide.
+    """
+    context_length = model.config.context_length
+    ids = [EOT, *prompt]  # a story begins after the mark that ended the one before
+    unread = ids[-context_length:]
+    cache: list[list[torch.Tensor]] = [[] for _ in range(model.config.n_layer)]
+    for _ in range(settings.max_new_tokens):
+        cached = cache[0][0].size(2) if cache[0] else 0
+        if cached + len(unread) > context_length:
+            unread = ids[-(context_length // 2) :]
+            cache = [[] for _ in range(model.config.n_layer)]
+        idx_BT = torch.tensor([unread], device=device)
+        hidden_C = model.hidden(idx_BT, cache)[0, -1]
+        token = next_token(
+            F.linear(hidden_C, model.head_weight),
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            generator=generator,
+        )
+        if token == EOT:
+            return
+        ids.append(token)
+        unread = [token]
+        yield token
+
+
+def text_pieces(tokens: Tokens, tokenizer: Tokenizer) -> Iterator[str]:
+    """The text of tokens as it becomes readable; bytes that never become UTF-8 turn into the replacement character."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in tokens:
+        if piece := decoder.decode(tokenizer.decode_bytes(token)):
+            yield piece
+    if rest := decoder.decode(b"", final=True):
+        yield rest
+
+
+def tell(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    settings: GenerateConfig,
+    seed: int,
+    device: torch.device,
+    check_stop: Callable[[], None] = lambda: None,
+) -> Iterator[str]:
+    """One story in pieces of text, without the prompt. The model must be in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = story_tokens(model, tokenizer.encode(prompt), settings=settings, generator=generator, device=device)
+    for piece in text_pieces(tokens, tokenizer):
+        check_stop()
+        yield piece

@@ -1,0 +1,80 @@
+"""Finding the newest result of the highest stage, and a model that is ready to tell."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from storyladder.learning.network import BuildModel, LanguageModel
+from storyladder.runtime.checkpoint import Payload, load_checkpoint, read_checkpoint
+from storyladder.runtime.errors import CheckpointError, SettingsError
+from storyladder.settings import Ladder, ModelConfig, check_part
+from storyladder.stage_files import StageFiles, script_of
+
+_STILL_GARBLED = 4.0  # nats per token; above it the words hardly make sentences
+
+
+@dataclasses.dataclass(frozen=True)
+class Teller:
+    """A model that tells stories, and the line that says which."""
+
+    model: LanguageModel
+    words: str
+
+
+def load_teller(ladder: Ladder, checkpoint: Path | None, build_model: BuildModel, device: torch.device) -> Teller:
+    """The model of a given checkpoint, else of the highest stage that has a result or, still training, best weights."""
+    path, payload = (checkpoint, read_checkpoint(checkpoint)) if checkpoint is not None else _highest(ladder)
+    config = model_config(payload, path)
+    model = build_model(config)
+    weights = payload.get("model")
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if not isinstance(weights, dict) or {name: tuple(value.shape) for name, value in weights.items()} != expected:
+        raise CheckpointError(f"{path}: its weights do not fit its settings; train the stage again")
+    model.load_state_dict(weights)
+    model.to(device)
+    model.eval()
+    return Teller(model, _words(path, payload))
+
+
+def _highest(ladder: Ladder) -> tuple[Path, Payload]:
+    """Of the highest stage that has one: its result, else its best weights so far."""
+    notes: list[str] = []
+    for stage in reversed(ladder.stages):
+        files = StageFiles.of(ladder, stage)
+        for path in (files.result, files.best):
+            try:
+                loaded = load_checkpoint(path)
+            except CheckpointError as error:
+                notes.append(str(error))
+                continue
+            if loaded is not None:
+                return path, loaded.payload
+    damaged = f" ({'; '.join(notes)})" if notes else ""
+    first = script_of(ladder.stages[0].name)
+    preset = "" if ladder.name == "default" else f" --preset {ladder.name}"
+    raise CheckpointError(
+        f"no stage has a result in {ladder.folder('checkpoints')}{damaged}; train one: python {first}{preset}"
+    )
+
+
+def model_config(payload: Payload, path: Path) -> ModelConfig:
+    """The network's settings that a checkpoint carries, checked before anything is allocated."""
+    values = payload.get("settings", {}).get("model")
+    try:
+        config = ModelConfig(**values)
+        check_part(str(path), config)
+    except (TypeError, SettingsError) as error:
+        raise CheckpointError(f"{path} does not say what its model looks like: {error}") from None
+    stored = sum(tensor.numel() for tensor in payload.get("model", {}).values())
+    if config.n_params != stored:
+        raise CheckpointError(f"{path} promises {config.n_params:,} parameters and holds {stored:,}")
+    return config
+
+
+def _words(path: Path, payload: Payload) -> str:
+    val_loss = payload.get("val_loss", float("nan"))
+    words = f"{path.name}: stage {payload.get('stage')}, step {payload.get('step', 0):,}, val_loss {val_loss:.4f}"
+    return words + (" (still garbled: train longer)" if val_loss > _STILL_GARBLED else "")

@@ -1,0 +1,30 @@
+"""Stage 1 of 3: TinyStories, from random weights.
+
+    python train_tiny.py                 train, or continue where it was interrupted
+    python train_tiny.py --plan          device, memory and time needed; starts nothing
+    python train_tiny.py --minutes 45    fit the schedule to the time there is
+    python train_tiny.py --fresh         start over; the old result is kept aside
+
+Reads   data/train.bin, data/val.bin             (python prepare_data.py)
+Writes  checkpoints/tinystories_28M_final.pt, the best weights; runs/tiny.jsonl, all measurements
+Stop    Ctrl-C saves and leaves; the same command goes on exactly there
+"""
+
+from __future__ import annotations
+
+from storyladder.command_line import stage_run
+from storyladder.runtime.errors import user_errors
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train this stage."""
+    with user_errors():
+        run = stage_run("tiny", __doc__, argv)
+        from model import GPT  # importing torch takes seconds; --help must not wait for it
+        from storyladder.engine import train_stage
+
+        train_stage(run, GPT)
+
+
+if __name__ == "__main__":
+    main()
