@@ -59,7 +59,16 @@ SIMPLE = replace(
 
 LADDER = Ladder(name="default", model=MODEL, stages=(TINY, CHILDREN, SIMPLE), generate=GENERATE, paths=PATHS)
 
-# --- demo: the same road in about three minutes on two laptop cores, on the bundled sample stories ---------------------
+# --- short: the same model for some hundred steps, to see the real thing on a CPU within the hour --------------------
+
+SHORT_TINY = replace(TINY, max_steps=300, max_lr=1e-3, min_lr=1e-4, warmup_steps=30, eval_interval=50, val_windows=128)
+SHORT_CHILDREN = replace(
+    CHILDREN, max_steps=60, max_lr=5e-4, min_lr=5e-5, warmup_steps=10, eval_interval=20, val_windows=128
+)
+SHORT_SIMPLE = replace(SIMPLE, max_steps=40, max_lr=3e-4, min_lr=3e-5, warmup_steps=5, eval_interval=10)
+SHORT = replace(LADDER, name="short", stages=(SHORT_TINY, SHORT_CHILDREN, SHORT_SIMPLE))
+
+# --- demo: the same road in about three minutes on two laptop cores, on the bundled sample stories -------------------
 
 DEMO_TINY = replace(
     TINY, max_steps=700, batch_size=16, max_lr=3e-3, min_lr=3e-4, warmup_steps=50, eval_interval=175, val_windows=64
@@ -78,7 +87,7 @@ DEMO = replace(
     corpus=CorpusConfig(sample_stories=20_000),
 )
 
-PRESETS = (LADDER, DEMO)
+PRESETS = (LADDER, SHORT, DEMO)
 
 if __name__ == "__main__":
     from storyladder.command_line import print_settings

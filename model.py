@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from storyladder.learning.dropout import Dropout
 from storyladder.settings import ModelConfig
 
 
@@ -61,7 +62,7 @@ class Block(nn.Module):
         self.attn = Attention(config)
         self.ln_2 = nn.LayerNorm(config.n_embd)
         self.mlp = MLP(config)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, past: list[Tensor] | None = None) -> Tensor:
         x = x + self.drop(self.attn(self.ln_1(x), past))
@@ -78,7 +79,7 @@ class GPT(nn.Module):
             {
                 "wte": nn.Embedding(config.vocab_size, config.n_embd),
                 "wpe": nn.Embedding(config.context_length, config.n_embd),
-                "drop": nn.Dropout(config.dropout),
+                "drop": Dropout(config.dropout),
                 "h": nn.ModuleList(Block(config) for _ in range(config.n_layer)),
                 "ln_f": nn.LayerNorm(config.n_embd),
             }

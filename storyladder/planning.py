@@ -1,46 +1,101 @@
-"""Before a stage starts: how much memory, time and disk it will need, and the micro-batch that fits."""
+"""Before a stage starts: how fast it will be, how long it will take, and a schedule that fits a time.
+
+Speed is measured by doing some steps on weights that are thrown away.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import time
 from pathlib import Path
 
-import torch
-
-from storyladder.runtime.machine import GB, free_memory
-from storyladder.runtime.progress import duration_words
+from storyladder.learning.memory import predicted_memory
+from storyladder.learning.network import BuildModel
+from storyladder.learning.schedule import fitted_to, refitted_to
+from storyladder.runtime.machine import GB, free_memory, machine_line
+from storyladder.runtime.progress import duration_words, time_left
 from storyladder.settings import ModelConfig, StageConfig
+from storyladder.starting import Work, evaluate_now, step_now, validation_windows
 
-_BYTES_PER_PARAMETER = 16  # float32 weight, gradient and AdamW's two moments
-_FLOATS_PER_TOKEN_AND_LAYER = (
-    20  # of width C, kept for the way back: norms, q k v, attention, four-wide MLP twice, masks
-)
-_BASE_BYTES = 400e6  # Python, torch, the mapped token files
-_SHARE = 0.6  # of the free memory that a step may plan with; the rest is for the system and for surprises
+_MEASURE_SECONDS = 10.0  # at most
 
 
-def predicted_memory(model: ModelConfig, *, n_rows: int, micro_batch_size: int) -> float:
-    """Bytes that training will take, to about a quarter: weights, gradients, optimizer, activations and scores."""
-    parameters = model.n_params - (model.vocab_size - n_rows) * model.n_embd
-    tokens = micro_batch_size * model.context_length
-    activations = 4 * tokens * model.n_embd * (_FLOATS_PER_TOKEN_AND_LAYER * model.n_layer + 8)
-    head = 4 * min(tokens * n_rows, 1 << 24) + 3 * 4 * n_rows * model.n_embd
-    return _BASE_BYTES + _BYTES_PER_PARAMETER * parameters + activations + head
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What was measured, in seconds."""
+
+    step: float  # one optimizer step
+    window: float  # the evaluation of one validation window
 
 
-def fitting_micro_batch(model: ModelConfig, stage: StageConfig, device: torch.device, *, n_rows: int) -> int:
-    """Sequences per forward: what config.py says, else the largest divisor of the batch that fits into memory."""
-    if stage.micro_batch_size is not None:
-        return stage.micro_batch_size
-    free = free_memory(device)
-    divisors = [size for size in range(stage.batch_size, 0, -1) if stage.batch_size % size == 0]
-    if device.type == "cpu":  # small pieces stay in the cache: 8 x 256 tokens are as fast as 32 x 256 (LOG.md)
-        divisors = [size for size in divisors if size * model.context_length <= 2048] or [1]
-    for size in divisors:
-        if free is None or predicted_memory(model, n_rows=n_rows, micro_batch_size=size) <= _SHARE * free:
-            return size
-    return 1
+def measure_speed(work: Work) -> Speed:
+    """Time some steps and some windows. The model's weights and the optimizer are worn out by it: load them afterwards."""
+    seconds: list[float] = []
+    began = time.monotonic()
+    while len(seconds) < 3 or (len(seconds) < 8 and time.monotonic() - began < _MEASURE_SECONDS):
+        work.stop.check()
+        tick = time.perf_counter()
+        step_now(work, step=len(seconds))
+        seconds.append(time.perf_counter() - tick)
+    few = dataclasses.replace(work.stage, val_windows=work.micro_batch_size)
+    windows = validation_windows(work.run, work.data, few)
+    tick = time.perf_counter()
+    evaluate_now(work, windows)
+    window = (time.perf_counter() - tick) / len(windows)
+    steady = sorted(seconds[1:])  # the first step allocates and warms up
+    return Speed(steady[len(steady) // 2], window)
+
+
+def fit_to_minutes(work: Work, minutes: float) -> None:
+    """Shorten the schedule so that it ends in `minutes`, and remember it in the state."""
+    speed = measure_speed(work)
+    everything = validation_windows(work.run, work.data, work.run.stage)
+    seconds = 60 * minutes - (time.monotonic() - work.began_at)
+    work.stage = fitted_to(
+        work.run.stage,
+        step=work.state.step,
+        seconds=max(seconds, 1.0),
+        step_seconds=speed.step,
+        window_seconds=speed.window,
+        n_windows=len(everything),
+    )
+    work.windows = validation_windows(work.run, work.data, work.stage)
+    _remember(work)
+    print(
+        f"fitted to {minutes:g} minutes: about {work.stage.max_steps - work.state.step:,} steps of {speed.step:.3g} s, "
+        f"evaluated on {len(work.windows):,} windows"
+    )
+
+
+def refit(work: Work) -> None:
+    """Move the end of a stage that runs with --minutes to where the speed so far will take it in time."""
+    if work.run.minutes is None or not work.steps_here or work.state.step >= work.stage.max_steps:
+        return
+    work.stage = refitted_to(
+        work.stage,
+        step=work.state.step,
+        seconds=60 * work.run.minutes - (time.monotonic() - work.began_at),
+        step_seconds=work.seconds_here / work.steps_here,
+        evaluation_seconds=work.evaluation_seconds,
+    )
+    _remember(work)
+
+
+def _remember(work: Work) -> None:
+    names = ("max_steps", "warmup_steps", "eval_interval", "val_windows")
+    work.state.fitted = {name: getattr(work.stage, name) for name in names}
+
+
+def seconds_left(work: Work) -> float:
+    """Until the end of the stage, by the speed of this process so far."""
+    steps = work.stage.max_steps - work.state.step
+    return time_left(
+        steps=steps,
+        step_seconds=work.seconds_here / max(1, work.steps_here),
+        evaluations=-(-steps // work.stage.eval_interval),
+        evaluation_seconds=work.evaluation_seconds,
+    )
 
 
 def disk_needed(model: ModelConfig) -> int:
@@ -48,42 +103,41 @@ def disk_needed(model: ModelConfig) -> int:
     return 4 * model.n_params * (3 * 3 + 3)
 
 
-def plan_lines(
-    model: ModelConfig,
-    stage: StageConfig,
-    *,
-    machine: str,
-    start: str,
-    step: int,
-    n_rows: int,
-    micro_batch_size: int,
-    step_seconds: float,
-    evaluation_seconds: float,
-    device: torch.device,
-    folder: Path,
-) -> list[str]:
-    """What --plan prints."""
-    steps = stage.max_steps - step
+def plan_lines(work: Work) -> list[str]:
+    """What --plan prints, after measuring."""
+    speed, stage, model = measure_speed(work), work.stage, work.run.ladder.model
+    if work.run.minutes is not None:
+        fit_to_minutes(work, work.run.minutes)
+        stage = work.stage
+    steps = stage.max_steps - work.state.step
     evaluations = -(-steps // stage.eval_interval) + 1
-    seconds = steps * step_seconds + evaluations * evaluation_seconds
-    memory = predicted_memory(model, n_rows=n_rows, micro_batch_size=micro_batch_size)
-    free = free_memory(device)
+    evaluation_seconds = speed.window * len(work.windows)
+    seconds = time_left(
+        steps=steps, step_seconds=speed.step, evaluations=evaluations, evaluation_seconds=evaluation_seconds
+    )
+    rows, tokens = work.vocabulary.n_rows, work.run.ladder.tokens_per_step(stage)
+    memory = predicted_memory(model, n_rows=rows, micro_batch_size=work.micro_batch_size)
+    compact = f", {rows:,} of {model.vocab_size:,} vocabulary rows in use" if rows < model.vocab_size else ""
+    free = free_memory(work.device)
+    patience = f" at the latest (patience {stage.patience})" if stage.patience else ""
+    disk = shutil.disk_usage(_existing(work.files.resume.parent)).free
+    return [
+        machine_line(work.device, work.precision),
+        f"start       {work.start.words}",
+        f"model       {model.n_params:,} parameters{compact}",
+        f"step        {tokens:,} tokens in micro-batches of {work.micro_batch_size} x {model.context_length}: "
+        f"{speed.step:.3g} s, {tokens / speed.step:,.0f} tokens/s",
+        f"evaluation  {len(work.windows):,} windows in {duration_words(evaluation_seconds)}, {evaluations} times",
+        f"stage       {steps:,} steps: {duration_words(seconds)}, until {_clock(seconds)}{patience}",
+        f"memory      about {memory / GB:.1f} GB" + (f" of {free / GB:.1f} GB free" if free is not None else ""),
+        f"disk        up to {disk_needed(model) / GB:.1f} GB of {disk / GB:.1f} GB free",
+    ]
+
+
+def _existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
-    tokens = stage.batch_size * model.context_length
-    compact = f", {n_rows:,} of {model.vocab_size:,} vocabulary rows in use" if n_rows < model.vocab_size else ""
-    return [
-        machine,
-        f"start       {start}",
-        f"model       {model.n_params:,} parameters{compact}",
-        f"step        {tokens:,} tokens in micro-batches of {micro_batch_size} x {model.context_length}: "
-        f"{step_seconds:.3g} s, {tokens / step_seconds:,.0f} tokens/s",
-        f"evaluation  {duration_words(evaluation_seconds)}, {evaluations} times",
-        f"stage       {steps:,} steps: {duration_words(seconds)}, until {_clock(seconds)}"
-        + (f" at the latest (patience {stage.patience})" if stage.patience else ""),
-        f"memory      about {memory / GB:.1f} GB" + (f" of {free / GB:.1f} GB free" if free is not None else ""),
-        f"disk        up to {disk_needed(model) / GB:.1f} GB of {shutil.disk_usage(folder).free / GB:.1f} GB free",
-    ]
+    return folder
 
 
 def _clock(seconds: float) -> str:

@@ -90,6 +90,10 @@ def test_accents_are_composed():
     assert cleaned("cafe\u0301.") == ("caf\u00e9.", {"composed accents": 1})
 
 
+def test_all_printable_ascii_with_line_ends_and_tabs_takes_the_fast_path():
+    assert cleaning._is_harmless("".join(map(chr, range(0x20, 0x7F))) + "\n\t")
+
+
 def test_no_character_of_the_fast_path_would_be_changed_by_a_repair():
     for char in sorted(cleaning._HARMLESS):
         slow = f"\u00e2 x{char} x"  # a letter that may begin mojibake leaves the fast path
@@ -164,7 +168,7 @@ def test_too_short_and_too_long_stories_are_dropped_by_their_characters_after_cl
 
 
 @pytest.mark.parametrize(
-    "text", ["once upon a time.", "\u201cand then\u201d, he said.", "Once upon a", "The end,", "Tim! x"]
+    "text", ["once upon a time.", "\u201cand then\u201d, he said.", "Once upon a", "The end,", "Tim! x", "* * *"]
 )
 def test_fragments_are_dropped_when_asked(text):
     assert cleaned(text, drop_fragments=True) == (None, {"dropped fragment": 1})

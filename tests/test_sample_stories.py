@@ -7,7 +7,7 @@ import pytest
 
 from storyladder.corpus import sample_stories as grammar
 from storyladder.corpus.sample_stories import sample_stories
-from storyladder.corpus.sample_words import PRONOUNS, Plot, Register
+from storyladder.corpus.sample_words import HEROES, PRONOUNS, Plot, Register
 
 STAGES = ("tiny", "children", "simple")
 WORD_LIMITS = {"tiny": (60, 150), "children": (120, 260), "simple": (90, 200)}
@@ -15,9 +15,9 @@ WORD_LIMITS = {"tiny": (60, 150), "children": (120, 260), "simple": (90, 200)}
 # The grammar decides what the demo learns, so its losses and stories change with it. After a change that is meant:
 #   python -c "from tests.test_sample_stories import *; print({stage: digest(stage) for stage in STAGES})"
 DIGESTS = {
-    "tiny": "",
-    "children": "",
-    "simple": "",
+    "tiny": "fadea72fdf0a8eb6ae933635a32369b1281eb1485aef50de7d4537e500e72fa5",
+    "children": "335c8094e038298afb8d9bacc6ee6bbcbdf1c6f5d9cf4cc58ca002ce2cff5f78",
+    "simple": "4a531f6f7a8e984dc51655018747ce5324522b5734d1fa1eb07e733761d0fd6a",
 }
 
 SHE_WORDS = {"she", "her", "herself", "hers"}
@@ -28,8 +28,8 @@ def digest(stage: str) -> str:
     return hashlib.sha256("\n".join(sample_stories(stage, 50)).encode()).hexdigest()
 
 
-def every_plot() -> list[tuple[str, Register, Plot]]:
-    return [(stage, register, plot) for stage, register in grammar.REGISTERS.items() for plot in register.plots]
+def every_plot() -> list[tuple[Register, Plot]]:
+    return [(register, plot) for register in grammar.REGISTERS.values() for plot in register.plots]
 
 
 def templates(value: object) -> list[str]:
@@ -61,7 +61,7 @@ def test_a_story_depends_on_seed_stage_and_index_only(stage: str, stories: dict[
 
 
 def test_an_unknown_stage_is_refused_at_the_call() -> None:
-    with pytest.raises(ValueError, match="unknown stage 'huge'.*tiny, children, simple"):
+    with pytest.raises(ValueError, match=r"unknown stage 'huge'.*tiny, children, simple"):
         sample_stories("huge", 1)
 
 
@@ -80,7 +80,7 @@ def test_registers_rise_in_length_and_share_no_story(stories: dict[str, list[str
     mean = {stage: sum(len(s.split()) for s in stories[stage]) / len(stories[stage]) for stage in STAGES}
     assert mean["tiny"] < mean["simple"] < mean["children"]
     assert not set(stories["tiny"]) & set(stories["simple"])
-    assert len({plot.trouble for _, _, plot in every_plot()}) == len(every_plot())
+    assert len({plot.trouble for _, plot in every_plot()}) == len(every_plot())
 
 
 def test_most_tiny_stories_start_as_users_prompt_them(stories: dict[str, list[str]]) -> None:
@@ -89,10 +89,9 @@ def test_most_tiny_stories_start_as_users_prompt_them(stories: dict[str, list[st
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_every_register_has_a_dozen_plots_and_hardly_a_story_twice(stage: str) -> None:
+def test_every_register_has_a_dozen_plots_and_hardly_a_story_twice(stage: str, stories: dict[str, list[str]]) -> None:
     assert len(grammar.REGISTERS[stage].plots) >= 12
-    many = list(sample_stories(stage, 3000, seed=2))
-    assert len(many) - len(set(many)) <= 3
+    assert len(stories[stage]) - len(set(stories[stage])) <= 1
 
 
 FAULTS = {
@@ -120,35 +119,46 @@ def test_quotes_are_closed_in_every_paragraph(stories: dict[str, list[str]]) -> 
             assert re.fullmatch(r'[^"]*((?<![^\s])"[^\s"][^"]*[.,!?]"(?=\s|$)[^"]*)*', paragraph), paragraph
 
 
-@pytest.mark.parametrize(("stage", "register", "plot"), every_plot(), ids=lambda v: getattr(v, "name", ""))
-def test_pronouns_belong_to_the_hero_or_the_friend(stage: str, register: Register, plot: Plot) -> None:
-    """With a friend whose pronouns are marked, all that is left are the hero's, in every wording that comes up."""
-    for seed in range(40):
-        draw = random.Random(f"{plot.name}/{seed}").random
-        rules = grammar.story_rules(draw, register, plot)
-        own, foreign = (SHE_WORDS, HE_WORDS) if rules["he"] == "she" else (HE_WORDS, SHE_WORDS)
-        marked = {f"friend.{word}": "(the friend's)" for word in PRONOUNS["she"]}
-        told = grammar.Telling(draw, {**rules, **marked}).expand("{story}").lower()
-        said = set(re.findall(r"[a-z]+", told))
-        assert said & own and not said & (foreign - {"her"} if plot.name in MOTHERS else foreign), told
+@pytest.mark.parametrize("stage", STAGES)
+def test_pronouns_belong_to_the_hero_or_the_friend(stage: str) -> None:
+    """With the friend's pronouns marked, all that are left must be the hero's, in every plot and wording."""
+    register = grammar.REGISTERS[stage]
+    marked = {f"friend.{word}": "(the friend's)" for word in PRONOUNS["she"]}
+    for plot in register.plots:
+        spoken: set[str] = set()
+        for seed in range(25):
+            draw = random.Random(f"{plot.name}/{seed}").random
+            rules = grammar.story_rules(draw, register, plot)
+            told = grammar.Telling(draw, {**rules, **marked}).expand("{story}")
+            said = set(re.findall(r"[a-z]+", told.lower()))
+            assert not said & (HE_WORDS if rules["he"] == "she" else SHE_WORDS), told
+            spoken |= said
+        assert spoken & SHE_WORDS and spoken & HE_WORDS, plot.name
 
 
-# The one other person with a pronoun of her own: a mother animal, who is always "her".
-MOTHERS = {"a little one cannot find its mother"}
+def test_tables_name_no_pronoun_of_their_own() -> None:
+    """A written-out "he" would be wrong for half of the heroes; only a slot knows who is meant."""
+    for _, plot in every_plot():
+        for template in templates(plot):
+            bare = re.sub(r"\{[^}]*\}", "", template)
+            assert not (SHE_WORDS | HE_WORDS) & set(re.findall(r"[a-z]+", bare.lower())), template
 
 
 def test_hero_and_friend_never_share_a_name_or_a_pronoun() -> None:
-    for number in range(300):
-        for _, register, plot in every_plot()[number % 5 :: 5]:
-            rules = grammar.story_rules(random.Random(number).random, register, plot)
+    for register, plot in every_plot():
+        for seed in range(20):
+            rules = grammar.story_rules(random.Random(seed).random, register, plot)
             assert rules["hero"] != rules["friend_name"]
             assert {rules["he"], rules["friend.he"]} == {"he", "she"}
 
 
-def test_no_one_is_helped_by_their_own_kind_where_that_kind_has_the_skill() -> None:
-    for story in sample_stories("tiny", 2000, seed=3):
-        if "stuck in a tree" in story or "top of a tree" in story:
-            assert not re.search(r"(squirrel|monkey|kitten) named \w+[. ].*stuck", story.split("friend")[0][:90])
+def test_no_hero_is_of_a_kind_that_would_not_have_the_trouble() -> None:
+    """A squirrel can fetch its own kite, and a fish has no kite at all."""
+    for register, plot in every_plot():
+        groups = {kind for group in plot.heroes for kind in HEROES[group]}
+        helpers = {kind for case in plot.cases for kind in re.findall(r"[a-z ]+", case.get("helper", ""))}
+        kinds = {str(grammar.story_rules(random.Random(seed).random, register, plot)["kind"]) for seed in range(60)}
+        assert kinds <= groups and not kinds & helpers and not kinds & set(plot.without), plot.name
 
 
 def test_what_is_lost_is_what_is_found_and_chosen_things_stay_the_same() -> None:
@@ -172,17 +182,13 @@ def test_the_friend_is_introduced_once() -> None:
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("owl", "an owl"), ("unicorn", "a unicorn"), ("hour", "an hour"), ("house", "a house"), ("old ball", "an old ball")],
+    [
+        ("owl", "an owl"),
+        ("unicorn", "a unicorn"),
+        ("hour", "an hour"),
+        ("house", "a house"),
+        ("old ball", "an old ball"),
+    ],
 )
 def test_articles_follow_the_sound(words: str, expected: str) -> None:
     assert grammar.with_article(words) == expected
-
-
-def test_tables_name_no_pronoun_of_their_own() -> None:
-    """A written-out "he" would be wrong for half of the heroes; mothers and mayors are the exceptions, by name."""
-    allowed = {"The {baby} ran to her.", "he said, \"and I am too old"}
-    for _, _, plot in every_plot():
-        for template in templates(plot):
-            bare = re.sub(r"\{[^}]*\}", "", template)
-            if not any(phrase in template for phrase in allowed):
-                assert not (SHE_WORDS | HE_WORDS) & set(re.findall(r"[a-z]+", bare.lower())), template

@@ -74,6 +74,7 @@ class Hub(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     server: Hub
+    disable_nagle_algorithm = True  # else each small answer waits 40 ms for an acknowledgement
 
     def do_GET(self) -> None:
         span = self.headers.get("Range")
@@ -107,7 +108,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Hub() as server:
         thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01))
         thread.start()
@@ -445,7 +447,7 @@ def test_a_refusal_is_not_repeated_and_says_what_to_try(hub: Hub, here: Here, st
     message = str(refused.value)
     assert f"{hub.address}/datasets/some/stories/resolve/abc/data/tales.txt answered HTTP {status}" in message
     assert "HF_ENDPOINT" in message
-    assert f"by hand into {here.folder} and run: python prepare_data.py --from {here.folder}" in message
+    assert f"by hand into {here.folder} and run: python prepare_data.py --stage tiny --from {here.folder}" in message
     assert "\n" not in message
     assert len(hub.asked) == 1
 
@@ -541,6 +543,13 @@ def test_a_mirror_with_a_slash_at_its_end_is_used(hub: Hub, here: Here) -> None:
     hub.files = {f"/mirror{path}": body for path, body in hub.files.items()}
     here.bring(source, endpoint=hub_endpoint({"HF_ENDPOINT": f"{hub.address}/mirror/"}))
     assert hub.asked == [("/mirror/datasets/some/stories/resolve/abc/data/tales.txt", None)]
+
+
+def test_a_proxy_of_the_environment_is_used(hub: Hub, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", hub.address)
+    source = serve(hub)
+    hub.files = {f"http://hub.invalid{path}": body for path, body in hub.files.items()}
+    assert here.bring(source, endpoint="http://hub.invalid")[0].read_bytes() == BODY
 
 
 @pytest.mark.parametrize("address", ["mirror.example", "ftp://mirror.example", "file:///etc", "https://", "http://[x"])

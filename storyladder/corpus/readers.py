@@ -80,10 +80,10 @@ def read_stories(path: Path, *, block_bytes: int = BLOCK_BYTES) -> Iterator[str]
     .parquet: column `story`, else `text`. A null is an empty story.
     Raises DataError, here for a file that is not there, while iterating for one that goes wrong on the way.
     """
+    _check_is_file(path)
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise DataError(f"{path}: unknown kind of file {path.suffix!r}. Expected one of {_one_of(SUFFIXES)}.")
-    _check_is_file(path)
     return _with_clear_errors(path, reader(path, block_bytes))
 
 
@@ -283,11 +283,13 @@ class _JsonCursor:
             except RecursionError:
                 raise self.refused(number, "is nested too deep. Expected an object of plain fields.") from None
             is_open = fault.startswith("Unterminated")
-            if is_open or self.position + ahead > len(self.text) - _JSON_TOKEN_CHARS:  # perhaps only cut by the block
+            is_near_end = self.position + ahead > len(self.text) - _JSON_TOKEN_CHARS
+            if is_open or is_near_end:  # perhaps only cut by the end of the block
                 _check_size(self.path, len(self.text) - self.position, self.offset(self.position))
                 if self.read_on():
                     continue
-            if is_open or self.position + ahead >= len(self.text.rstrip()):
+            held = self.text.rstrip()
+            if is_open or self.position + ahead >= len(held) or (is_near_end and not held.endswith("]")):
                 raise self.cut_short(number)
             raise _malformed(self.path, f"record {number}", fault + ".", self.offset(self.position + ahead))
 

@@ -68,8 +68,8 @@ _PLOTS = (
             ),
             (
                 "When the lamp began to burn, a path of gold lay on the sea. {Hero} counted the boats as they came "
-                "in. Seven, eight, nine! Not a single one was missing, and everyone on the shore cheered for {hero} "
-                "and {friend}."
+                "in. [Seven, eight, nine|Ten, eleven, twelve|Five, six, seven]! Not a single one was missing, and "
+                "everyone on the shore cheered for {hero} and {friend}."
             ),
         ),
         lesson=(
@@ -104,8 +104,8 @@ _PLOTS = (
         trouble=(
             (
                 "{When}, the silver bell did not ring. The rope moved up and down, but there was no sound at all. The "
-                "bakers burned their bread, the children were late for school, and the roosters were terribly "
-                "confused."
+                "[bakers burned their bread|cooks burned the soup], the children were late for school, and the "
+                "[roosters|pigeons] were terribly confused."
             ),
             (
                 "{When}, something was wrong. The rope was pulled, the wheel turned, and the silver bell said "
@@ -199,13 +199,13 @@ _PLOTS = (
         ending=(
             (
                 "Under a great oak tree they found a wooden box with {mark} on the lid. There was no gold in it. It "
-                "was full of letters, stories and pressed flowers, and on top lay an empty book with {hero}'s own "
-                "name on the first page."
+                "was full of [letters, stories and pressed flowers|old photographs and funny drawings|recipes, songs "
+                "and secret codes], and on top lay an empty book with {hero}'s own name on the first page."
             ),
             (
                 "Behind a curtain of ivy was a little door with {mark} on it, and behind the door was a secret "
-                "garden. There were pear trees, a swing, and a bench for two. {Hero} and {friend} sat down and "
-                "listened to the birds."
+                "garden. There were [pear|apple|cherry|plum] trees, a swing, and a bench for two. {Hero} and {friend} "
+                "sat down and listened to the birds."
             ),
         ),
         lesson=(
@@ -241,7 +241,8 @@ _PLOTS = (
         trouble=(
             (
                 "{When}, the river was gone. There was only mud where the water had been, and a few puddles with "
-                "worried fish in them. The gardens turned brown, and the wheel of the mill stood still."
+                "worried fish in them. The gardens turned brown, [the ducks looked puzzled|the frogs stopped "
+                "singing], and the wheel of the mill stood still."
             ),
             (
                 "{When}, {hero} woke up because it was too quiet. The river had stopped singing! There was hardly "
@@ -254,8 +255,8 @@ _PLOTS = (
                 "hills. {Walk}. The sun burned, and {his} feet hurt, but {he} did not turn around."
             ),
             (
-                '"A river does not get lost," said {hero}. "It must be waiting somewhere." So {he} took {a item} and '
-                "walked up the river bed, over the smooth stones, all day long."
+                '"A river does not get lost," said {hero}. "It must be waiting somewhere." So {he} took [{his} hat|a '
+                "stick|an empty bucket] and walked up the river bed, over the smooth stones, all day long."
             ),
         ),
         turn=(
@@ -277,7 +278,8 @@ _PLOTS = (
             ),
             (
                 "First it was a trickle, then a stream, and then a real, shining river. When {hero} and {friend} came "
-                "down to the valley, people were dancing in the water with their shoes on."
+                "down to the valley, people were [dancing in the water with their shoes on|already splashing each "
+                "other like children]."
             ),
         ),
         lesson=(
@@ -297,9 +299,9 @@ _PLOTS = (
         cases=({"helper": "dragon"},),
         trouble=(
             (
-                "{When}, the whole town shook. Boom! A cloud of black smoke rose from the mountain. Everyone ran "
-                "indoors and locked the shutters. {Hero} was the only one who noticed that it had sounded very much "
-                "like a sneeze."
+                "{When}, the whole town shook. [Boom|Crash|Bang]! A cloud of black smoke rose from the mountain. "
+                "Everyone ran indoors and locked the shutters. {Hero} was the only one who noticed that it had "
+                "sounded very much like a sneeze."
             ),
             (
                 "{When}, sparks rained down on the roofs, and the people filled their buckets with water. The dragon "
@@ -332,12 +334,13 @@ _PLOTS = (
         ending=(
             (
                 "{Friend} drank it all in one gulp and slept for two days. When {friend.he} woke up, the sneezing was "
-                "over. To say thank you, {friend} flew down and lit every stove in the town with one gentle breath."
+                "over. To say thank you, {friend} flew down and lit every [stove|lantern|fireplace] in the town with "
+                "one gentle breath."
             ),
             (
                 "By evening {friend} felt better, and {hero} told {friend.him} stories until the stars came out. The "
                 "next winter, whenever it was cold, {friend} came to town and warmed the square, and the children "
-                "roasted apples."
+                "roasted [apples|chestnuts|potatoes]."
             ),
         ),
         lesson=(
@@ -364,7 +367,7 @@ _PLOTS = (
             {
                 "helper": "[spider|caterpillar]",
                 "way": "spun a silver thread that reached all the way to the moon",
-                "place": "the top of the tallest pine",
+                "place": "the tallest pine in the forest",
             },
             {
                 "helper": "[goat|snow fox]",
@@ -440,8 +443,8 @@ _PLOTS = (
                 "the snow was so deep that no cart and no horse could pass."
             ),
             (
-                '{When}, the doctor held up {a medicine} and sighed. "{Sick} needs this before night," he said, "and '
-                'I am too old to cross the mountain." Everybody looked at the floor, except {hero}.'
+                '{When}, the doctor held up {a medicine} and sighed. "{Sick} needs this before night. But I am too '
+                'old to cross the mountain." Everybody looked at the floor, except {hero}.'
             ),
         ),
         attempt=(
@@ -468,8 +471,8 @@ _PLOTS = (
         ending=(
             (
                 "They reached the door just as the first star came out. By morning the fever was gone, and {hero} "
-                "woke up beside the stove with a bowl of hot soup in front of {him}. There was a second bowl for "
-                "{friend}."
+                "woke up beside the stove with a bowl of hot [soup|porridge] in front of {him}. There was a second "
+                "bowl for {friend}."
             ),
             (
                 "When the door opened, warm light fell on the snow. The medicine had come in time! {Hero} and "
@@ -525,7 +528,8 @@ _PLOTS = (
         attempt=(
             (
                 "{Hero} tried {a item}, but the lock did not turn. {He} asked in every house on the street. There "
-                "were keys for cellars, for clocks and for treasure chests, but none of them fit."
+                "were keys for [cellars, for clocks and for treasure chests|barns, for bread boxes and for diaries], "
+                "but none of them fit."
             ),
             (
                 "Every day {he} came back and pushed against the door, and every day it stayed shut. Still, {hero} "
@@ -572,9 +576,9 @@ _PLOTS = (
         },
         trouble=(
             (
-                "{When}, the whole shore was full of flags, because it was the day of the race. {Hero} had named "
-                '{his} boat {boat}. "That is not a boat, that is a bathtub!" laughed {friend}, whose own boat was big '
-                "and fast and painted gold."
+                "{When}, the whole shore was full of [flags|music|people], because it was the day of the race. {Hero} "
+                'had named {his} boat {boat}. "That is not a boat, that is a [bathtub|soup bowl|shoe]!" laughed '
+                "{friend}, whose own boat was big and fast and painted gold."
             ),
             (
                 "{When}, the boats lined up for the great race. {Hero}'s boat was called {boat}, and it leaked a "
@@ -588,8 +592,9 @@ _PLOTS = (
                 "boat after another. Soon only {friend} was ahead. Then black clouds rolled over the hills."
             ),
             (
-                "{Hero} pulled the ropes with all {his} strength. {Boat} hopped over the waves like a frog. Behind "
-                "the island {he} was already second. But suddenly the wind turned wild, and the water grew dark."
+                "{Hero} pulled the ropes with all {his} strength. {Boat} hopped over the waves like a [frog|rabbit|"
+                "happy goat]. Behind the island {he} was already second. But suddenly the wind turned wild, and the "
+                "water grew dark."
             ),
         ),
         turn=(
@@ -709,8 +714,9 @@ _PLOTS = (
         ),
         attempt=(
             (
-                '"A snake?" said {hero}. "Wrong," said {friend}. "A cloud?" said {hero}. "Wrong again." Behind {him} '
-                "waited a farmer with ten geese and a very impatient cook, and they all began to grumble."
+                '"A [snake|broom|fish]?" said {hero}. "Wrong," said {friend}. "A [cloud|ladder|teapot]?" said {hero}. '
+                '"Wrong again." Behind {him} waited a farmer with [ten geese|seven goats|one enormous pig] and a very '
+                "impatient [cook|dentist|piano tuner], and they all began to grumble."
             ),
             (
                 "{Hero} sat down to think. {He} thought until {his} tea was cold. All around {him} people shouted at "
@@ -733,8 +739,8 @@ _PLOTS = (
         ending=(
             (
                 '"You do not want to stop anyone," said {hero}. "You want somebody to talk to." {Friend} turned red '
-                "under the moss. So {hero} stayed for {a food} and nine more riddles, and the bridge was open from "
-                "that hour."
+                "under the moss. So {hero} stayed for {a food} and [nine|five|twelve] more riddles, and the bridge "
+                "was open from that hour."
             ),
             (
                 '"You could just ask people to stay a little," said {hero} gently, and {he} put down {his} basket. '
@@ -774,8 +780,9 @@ _PLOTS = (
         ),
         attempt=(
             (
-                "{He} practiced in front of the cows, and the cows went on chewing. {He} practiced in front of the "
-                "mirror and forgot every word. At last {he} hid {spot} and sang there, very low."
+                "{He} practiced in front of the [cows, and the cows went on chewing|ducks, and the ducks swam away|"
+                "goats, and the goats ate the music]. {He} practiced in front of the mirror and forgot every word. At "
+                "last {he} hid {spot} and sang there, very low."
             ),
             (
                 "{He} told {himself} to be brave, but that did not help. {He} ate a spoon of honey, but that did not "
@@ -805,7 +812,7 @@ _PLOTS = (
         ),
         lesson=(
             "{Hero} was still a little afraid the next time, and {he} sang all the same.",
-            "And every evening, the neighbors open their windows and listen.",
+            "Now, every evening, the neighbors open their windows and listen.",
         ),
     ),
     Plot(
@@ -832,7 +839,8 @@ _PLOTS = (
             ),
             (
                 "{When}, a strong current rushed through the reef and carried the moon pearl away. Without its light "
-                "nobody could find their own front door, and there was a great deal of bumping."
+                "nobody could find their own front door, and there was a great deal of [bumping|bumping and "
+                "grumbling]."
             ),
         ),
         attempt=(
@@ -859,8 +867,9 @@ _PLOTS = (
         ),
         ending=(
             (
-                "Something shimmered. It was the moon pearl, lying in an old boot! They carried it home together, and "
-                "its glow filled the reef once more. Then everyone saw that {friend} had a very kind face."
+                "Something shimmered. It was the moon pearl, lying in an old [boot|teacup|bottle]! They carried it "
+                "home together, and its glow filled the reef once more. Then everyone saw that {friend} had a very "
+                "kind face."
             ),
             (
                 "And there, between two stones, gleamed the moon pearl. When {hero} and {friend} came home with it, "
@@ -901,7 +910,8 @@ _PLOTS = (
         trouble=(
             (
                 "{When}, the clock on the tower stopped at five to three. Nobody knew when to eat lunch or when to "
-                "close the shops, and one man took four naps because it was always nap time."
+                "close the shops, and one [man|grandfather|teacher] took [three|four|nine] naps because it was always "
+                "nap time."
             ),
             (
                 "{When}, the hands of the great clock stood still. At first people were pleased, for now they were "
@@ -959,7 +969,7 @@ _PLOTS = (
         trouble=(
             (
                 "{When}, the bucket came up empty. The well had run dry! The goats bleated, the babies cried, and the "
-                "nearest river was nine days away."
+                "nearest river was [nine|six|twelve] days away."
             ),
             (
                 "{When}, there was only sand at the bottom of the well. People began to pack their things. But {hero} "
@@ -972,8 +982,9 @@ _PLOTS = (
                 "{him} like a big, white eye. By noon the bottle was almost empty, and {he} had seen nothing but sand."
             ),
             (
-                "{He} dug behind the tents, and {he} dug beside the road, and found only a rusty pot. Then {he} "
-                "filled a small bottle with the last of the water and went farther out than {he} had ever gone before."
+                "{He} dug behind the tents, and {he} dug beside the road, and found only [a rusty pot|an old sandal|a "
+                "very surprised beetle]. Then {he} filled a small bottle with the last of the water and went farther "
+                "out than {he} had ever gone before."
             ),
         ),
         turn=(
@@ -1022,8 +1033,8 @@ _PLOTS = (
                 "like a bridge that ends in the middle of the air. {He} simply had to know how it went on."
             ),
             (
-                '{When}, Grandmother sat at the window and tried to hum an old song. "I have forgotten the end," she '
-                'said sadly. "It was on the {box}, but the {box} has forgotten it too."'
+                '{When}, Grandmother sat at the window and tried to hum an old song. "I have forgotten the end," said '
+                'Grandmother sadly. "It was on the {box}, but the {box} has forgotten it too."'
             ),
         ),
         attempt=(
@@ -1033,7 +1044,7 @@ _PLOTS = (
             ),
             (
                 "{Hero} tried to make up an ending. One was too cheerful, another too sad, and the third sounded like "
-                "a cat on the stairs. None of them was right."
+                "[a cat on the stairs|a goat in the bath|a bag full of spoons]. None of them was right."
             ),
         ),
         turn=(
@@ -1109,10 +1120,9 @@ CHILDREN = Register(
         "blanket": "[warm blanket|woolen shawl|quilted coat|soft scarf]",
         "umbrella": "[big umbrella|red umbrella]",
         "walk": (
-            "[{He} crossed the meadow, climbed over a fence, and waded through a stream"
-            "|The path wound past mossy stones and whispering birches"
-            "|{He} walked past the old mill, over a wooden bridge, and up a steep hill"
-            "|All morning {he} walked, and the birds kept {him} company]"
+            "[{He} crossed the meadow, climbed over a fence, and waded through a stream|The path wound past mossy "
+            "stones and whispering birches|{He} walked past the old mill, over a wooden bridge, and up a steep hill|"
+            "All morning {he} walked, and the birds kept {him} company]"
         ),
     },
     plots=_PLOTS,

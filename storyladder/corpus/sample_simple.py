@@ -24,8 +24,8 @@ _PLOTS = (
         ),
         attempt=(
             (
-                "At lunch {he} opened {his} box. {He} had {lunch}, and it smelled like home. {He} sat at an empty "
-                "table and looked at {his} shoes."
+                "At lunch {he} opened {his} box. {He} had {lunch}, and the smell made {him} think of home. {He} sat "
+                "at an empty table and looked at {his} shoes."
             ),
             (
                 "{He} tried to smile at people, but they walked by too fast. At noon {he} sat alone with {his} lunch "
@@ -35,7 +35,7 @@ _PLOTS = (
         turn=(
             (
                 'Then {friend} stopped at the table. "Is this seat free?" asked {friend}. "I was new last year. I '
-                'cried in the coat room." {Hero} looked up in surprise.'
+                '[cried in the coat room|hid in the library|ate lunch in the hall]." {Hero} looked up in surprise.'
             ),
             (
                 '"Can I sit here?" someone asked. It was {friend}. "What is in your box?" said {friend}. "{Lunch}," '
@@ -45,7 +45,7 @@ _PLOTS = (
         ending=(
             (
                 "They shared {lunch} and talked until the bell rang. By the end of the week, the table was full, and "
-                "{hero} knew nine names."
+                "{hero} knew [nine|seven|ten] names."
             ),
             (
                 "After that day they ate together all the time. When another new child came in the spring, {hero} was "
@@ -82,7 +82,10 @@ _PLOTS = (
                 '"Do you need cleaning?" asked {hero}. {Friend} shook {friend.his} head. "Do you need a map?" '
                 "{Friend} shook {friend.his} head again."
             ),
-            '{Hero} gave {friend} a clean cloth and a bus plan. Neither of them helped. "Error," said {hero} quietly.',
+            (
+                '{Hero} gave {friend} a clean cloth and a bus plan. Neither of them helped. "[Error|Please wait|'
+                'Unknown problem]," said {hero} quietly.'
+            ),
         ),
         turn=(
             (
@@ -188,8 +191,8 @@ _PLOTS = (
         ),
         attempt=(
             (
-                "{He} gave it water five times a day. The leaves turned yellow. {He} pulled at the stem to make it "
-                "longer, and it broke a little. {Hero} was angry at the plant."
+                "{He} gave it water [five|six|ten] times a day. The leaves turned yellow. {He} pulled at the stem to "
+                "make it longer, and it broke a little. {Hero} was angry at the plant."
             ),
             (
                 "Every hour {he} ran up the stairs to look. Nothing seemed to happen. After ten days {hero} kicked "
@@ -208,8 +211,8 @@ _PLOTS = (
         ),
         ending=(
             (
-                "In the drawings {he} could see it grow. In August there was one {crop}, and then there were twelve. "
-                "{Hero} gave the first one to {friend}."
+                "In the drawings {he} could see it grow. In [July|August] there was one {crop}, and then there were "
+                "[twelve|nine|seven]. {Hero} gave the first one to {friend}."
             ),
             (
                 "The change was easy to see now. By summer's end, {hero} and {friend} shared the first ripe {crop} on "
@@ -247,8 +250,8 @@ _PLOTS = (
                 "already in sight, and the people were shouting."
             ),
             (
-                "For two miles they ran side by side. Then {hero} saw the finish line and began to run as fast as "
-                "{he} could."
+                "For [two|three] miles they ran side by side. Then {hero} saw the finish line and began to run as "
+                "fast as {he} could."
             ),
         ),
         turn=(
@@ -314,8 +317,8 @@ _PLOTS = (
                 "there. The door opened, and there was {friend}, with a worried face."
             ),
             (
-                "Then {he} looked inside again. There was a note with a phone number. {Hero} asked {his} mother to call it. Ten minutes later "
-                "{friend} came running down the street."
+                "Then {he} looked inside again. There was a note with a phone number. {Hero} asked {his} mother to "
+                "call it. Ten minutes later {friend} came running down the street."
             ),
         ),
         ending=(
@@ -381,8 +384,8 @@ _PLOTS = (
                 "{a surprise}."
             ),
             (
-                "Then {friend} {idea}. {Hero} had to laugh, and when {he} laughed, {he} saw it. With two lines and a "
-                "dot, the spot could be {a surprise}."
+                "Then {friend} {idea}. {Hero} had to laugh, and when {he} laughed, {he} saw it. With [two lines and a "
+                "dot|a few small lines|one big eye], the spot could be {a surprise}."
             ),
         ),
         ending=(
@@ -427,7 +430,7 @@ _PLOTS = (
         attempt=(
             (
                 "{He} lay on the sofa and looked at the ceiling. {He} looked at the clock, but the clock had stopped "
-                "too. It was the longest hour of {his} life."
+                "too. It was the longest [hour|evening] of {his} life."
             ),
             (
                 '"This is terrible," said {hero}. {He} walked from room to room and tried the light switches again, '
@@ -491,7 +494,8 @@ _PLOTS = (
         ),
         turn=(
             (
-                '"You are missing the best part," said a voice. It was {friend}, sitting on the bench. "Of what?" asked {hero}. {Friend} pointed. There was {sight}.'
+                '"You are missing the best part," said a voice. It was {friend}, sitting on the bench. "Of what?" '
+                "asked {hero}. {Friend} pointed. There was {sight}."
             ),
             (
                 'On the bench sat {friend}, who did not look angry at all. "I missed it too," said {friend}, "and I '
@@ -535,10 +539,7 @@ _PLOTS = (
             ),
         ),
         attempt=(
-            (
-                '{He} tried for a week, and then {he} put the {instrument} under the bed. "I have no talent," said '
-                "{hero}."
-            ),
+            '{He} tried for a week, and then {he} put the {instrument} under the bed. "I have no talent," said {hero}.',
             (
                 "After three weeks it still sounded like {noise}. The dog left the room whenever {he} began. {Hero} "
                 "wanted to stop."
@@ -626,12 +627,12 @@ _PLOTS = (
         ),
         ending=(
             (
-                "Each day the {animal} came a little closer. In the fifth week, {hero} felt something warm against "
-                "{his} leg. {He} could feel the {animal} {sound}. {Hero} did not move for an hour."
+                "Each day the {animal} came a little closer. In the [third|fourth|fifth] week, {hero} felt something "
+                "warm against {his} leg. {He} could feel the {animal} {sound}. {Hero} did not move for an hour."
             ),
             (
-                "On the twentieth day the {animal} lay down next to {him}. {Hero} could feel {friend.him} {sound}. "
-                "That evening, two of them walked home."
+                "On the [twentieth|thirtieth|twelfth] day the {animal} lay down next to {him}. {Hero} could feel "
+                "{friend.him} {sound}. That evening, two of them walked home."
             ),
         ),
         lesson=(
@@ -666,8 +667,8 @@ _PLOTS = (
         ),
         attempt=(
             (
-                "{Hero} made a bigger sign. {Friend} made a sign that was bigger still. {Hero} shouted, and {friend} "
-                "shouted louder. The people got a headache and went home."
+                "{Hero} made a bigger sign[| with lights on it]. {Friend} made a sign that was bigger still. {Hero} "
+                "shouted, and {friend} shouted louder. The people got a headache and went home."
             ),
             (
                 "{Hero} lowered the price, and so did {friend}. By noon everything was almost free, and neither of "
@@ -680,8 +681,8 @@ _PLOTS = (
                 'for a while. "Your {yours} look good," said {hero} at last. "So does your {mine}," said {friend}.'
             ),
             (
-                'Then an old man stopped between them. "What a pity," he said. "I would like {mine} with {yours}, but '
-                'I cannot cross the street so often." {Hero} and {friend} looked at each other.'
+                'Then an old man stopped between them. "What a pity," said the man. "I would like {mine} with '
+                '{yours}, but I cannot cross the street so often." {Hero} and {friend} looked at each other.'
             ),
         ),
         ending=(
@@ -712,7 +713,7 @@ _PLOTS = (
         trouble=(
             (
                 '{When}, {friend} told {hero} some bad news. "We are moving away," said {friend}, "to another '
-                'country." They had been best friends since they were three.'
+                'country." They had been best friends since they were [three|four|very small].'
             ),
             (
                 "{When}, there was a big truck in front of the house of {friend}, {hero}'s best friend. It was full "
@@ -742,8 +743,9 @@ _PLOTS = (
         ),
         ending=(
             (
-                "They wrote letters, long ones and funny ones. Two summers later there was a knock at the door. There "
-                "stood {friend}, much taller, with the {keepsake}. They talked as if no time had passed."
+                "They wrote letters, long ones and funny ones. [Two summers|Three years|One long year] later there "
+                "was a knock at the door. There stood {friend}, much taller, with the {keepsake}. They talked as if "
+                "no time had passed."
             ),
             (
                 "{Hero} wrote the first letter that same week. An answer came, with a drawing of a new room. Over the "
@@ -760,9 +762,9 @@ _PLOTS = (
         name="sharing the sky",
         words={
             "place": "[in a village with no street lights|on a farm far from the city]",
-            "habit": "[knew the names of all the planets|wanted to visit the moon one day]",
+            "habit": "[knew the names of all the planets|wanted to fly to the moon]",
             "trait": "[curious|clever|dreamy]",
-            "planet": "[the rings of Saturn|the moons of Jupiter|the mountains of the moon|a green comet]",
+            "planet": "[the rings of Saturn|the moons of Jupiter|the mountains of the moon|the green comet]",
         },
         cases=({"helper": "playmate"}, {"helper": "neighbor"}),
         trouble=(
@@ -781,7 +783,7 @@ _PLOTS = (
                 '"Oh!" there was nobody to answer.'
             ),
             (
-                "{He} tried to enjoy it. Still, something was missing. {He} checked the lens, and {he} checked the "
+                "{Hero} tried to enjoy it. Still, something was missing. {He} checked the lens, and {he} checked the "
                 "screws, but it was not the telescope."
             ),
         ),
@@ -797,8 +799,8 @@ _PLOTS = (
         ),
         ending=(
             (
-                "That one small word made {hero} happier than all the stars. Soon half the village stood in line "
-                "behind the house, and {hero} showed {planet} to every one of them."
+                "That one small word made {hero} happier than all the stars. Soon half the [village|school|street] "
+                "stood in line behind the house, and {hero} showed {planet} to every one of them."
             ),
             (
                 "They took turns until midnight, and {friend} found something that {hero} had missed. It was a tiny "
@@ -828,10 +830,7 @@ _PLOTS = (
                 "{When}, {hero} had a big idea. {He} wanted to build {built}. But there was no money for it, not even "
                 "for the nails."
             ),
-            (
-                '{When}, {hero} drew a plan for {built}. "That costs far too much," people said. "Draw something '
-                'smaller."'
-            ),
+            '{When}, {hero} drew a plan for {built}. "That costs far too much," people said. "Draw something smaller."',
         ),
         attempt=(
             (
@@ -840,7 +839,7 @@ _PLOTS = (
             ),
             (
                 "{Hero} went to the junk yard and came back with {parts}. The first try made everybody laugh. The "
-                "second try made a lot of smoke."
+                "second try made a lot of [smoke|noise|foam]."
             ),
         ),
         turn=(
@@ -855,8 +854,8 @@ _PLOTS = (
         ),
         ending=(
             (
-                "After nine more tries it worked. {Built}, made of {parts}! The same people who had laughed now asked "
-                "if they could help to paint it."
+                "After [nine|six|twenty] more tries it worked. {Built}, made of {parts}! The same people who had "
+                "laughed now asked if they could help to paint it."
             ),
             (
                 "On Sunday they showed it to the whole street. It was {built}, it creaked a little, and it worked. "

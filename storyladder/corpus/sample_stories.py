@@ -166,7 +166,7 @@ class Telling:
         return self._facts[slot]
 
     def _fill(self, slot: str) -> str:
-        if slot in self._facts:  # as most are: a shortcut that nearly halves the time of a story
+        if slot in self._facts:  # the short way, which most slots take
             return self._facts[slot]
         words = slot.split(" ")
         text = self.settle(words[-1][0].lower() + words[-1][1:])

@@ -27,12 +27,15 @@ _PLOTS = (
                 "up and got stuck in a tall tree."
             ),
             (
-                "{When}, {hero} was playing with {his} {thing} in the {place}. A big wind came and took it away. The "
-                "{thing} got stuck at the top of a tree."
+                "{When}, {hero} was playing with {his} {thing} in the {place}. A big wind took it away, and it got "
+                "stuck at the top of a tree."
             ),
         ),
         attempt=(
-            "{Hero} jumped and jumped, but {he} could not reach it. {He} was [very |so ]sad.",
+            (
+                "{Hero} jumped and jumped, but {he} could not reach it. {He} was [very sad|so sad that {he} wanted to "
+                "cry]."
+            ),
             (
                 '{Hero} shook the tree, but the {thing} did not move. "Oh no!" said {hero}. "[The tree is too tall|I '
                 'am too small]!"'
@@ -53,10 +56,7 @@ _PLOTS = (
             ),
         ),
         ending=(
-            (
-                '"Thank you!" said {hero}, and {he} gave {friend} a big hug. They played with the {thing} [all day|'
-                "until the sun went down]."
-            ),
+            '"Thank you!" said {hero}, and {he} gave {friend} a big hug. They played with the {thing} all day.',
             "{Hero} was so happy. {He} and {friend} played with the {thing} together, and {he} held it very tight.",
         ),
         lesson=(
@@ -176,7 +176,10 @@ _PLOTS = (
             ),
         ),
         turn=(
-            "{Hero} took one bite. But it did not taste as good as before. {He} saw {friend}, all alone, and {he} felt bad.",
+            (
+                "{Hero} took one bite. But it did not taste as good as before. {He} saw {friend}, all alone, and {he} "
+                "felt bad."
+            ),
             "{Hero} ate a little bit, all alone. It was too quiet. It was no fun at all.",
         ),
         ending=(
@@ -271,8 +274,8 @@ _PLOTS = (
                 '"You can go first," said {hero}.'
             ),
             (
-                'Then {hero} had an idea. "Let us take turns," {he} said. "I will count to ten, and then it is my '
-                'turn." {Friend} nodded.'
+                'Then {hero} had an idea. "Let us take turns," {he} said[| with a smile]. "I will count to ten, and '
+                'then it is my turn." {Friend} nodded.'
             ),
             (
                 'Then {hero} took a deep breath. "I am sorry," {he} said. "Do you want to play together?" {Friend} '
@@ -336,8 +339,14 @@ _PLOTS = (
             ),
         ),
         ending=(
-            "They ran to the sound. There was the mother, {mother}! The {baby} ran to her. They were both so happy.",
-            'And there, {mother}, was the mother! "My baby!" she said. "Thank you, {hero}. You are very kind."',
+            (
+                "They [ran|hurried] to the sound. There was the mother, {mother}! The {baby} ran as fast as it could. "
+                "They were both so happy."
+            ),
+            (
+                'And there, {mother}, it saw a happy face! "My baby!" said the mother. "Thank you, {hero}. You are '
+                'very kind."'
+            ),
         ),
         lesson=(
             "{Hero} smiled all the way home, and gave {his} own mom a big hug.",
@@ -371,8 +380,8 @@ _PLOTS = (
                 "{roof}. It was so small!"
             ),
             (
-                'Soon {friend} came running. "I am so wet," said {friend}. "Is there room for me?" {Hero} did not '
-                "know. There was so little room."
+                'Soon {friend} came, too. "I am so wet," said {friend}. "Is there room for me?" {Hero} did not know. '
+                "There was so little room."
             ),
         ),
         turn=(
@@ -386,10 +395,13 @@ _PLOTS = (
             ),
         ),
         ending=(
-            "They sang a rain song under the {roof}, and soon the sun came out. There was a big rainbow in the sky.",
             (
-                "They told each other funny stories until the rain stopped. Then they ran out from under the {roof} "
-                "and jumped in the puddles."
+                "They [sang a rain song|hummed a little song|counted the drops] under the {roof}, and soon the sun "
+                "came out. There was a big rainbow in the sky."
+            ),
+            (
+                "They told each other [funny|silly|long] stories until the rain stopped. Then they ran out from under "
+                "the {roof} and jumped in the puddles."
             ),
         ),
         lesson=(
@@ -502,8 +514,8 @@ _PLOTS = (
         ),
         attempt=(
             (
-                '{He} sang to it. {He} danced for it. {He} even told it a joke. But there was only dirt. "Why is it '
-                'so slow?" asked {hero}.'
+                "{He} sang to it. {He} danced for it. {He} even [told it a joke|read it a story|gave it a cookie]. "
+                'But there was only dirt. "Why is it so slow?" asked {hero}.'
             ),
             (
                 "{He} looked in the morning. {He} looked at noon. {He} looked at night. There was nothing but dirt, "
@@ -512,8 +524,8 @@ _PLOTS = (
         ),
         turn=(
             (
-                '"Give it water, and give it time," said {friend}. So {hero} gave it water every day. The sun came, '
-                "and the rain came."
+                '"Give it water, and give it time," said {friend}. So {hero} gave it water every [day|morning]. The '
+                "sun came, and the rain came[|, and {hero} waited]."
             ),
             (
                 '"A seed sleeps before it wakes up," said {friend}. So {hero} gave it a little water, and waited, and '
@@ -726,8 +738,8 @@ _PLOTS = (
         without=("kitten",),
         trouble=(
             (
-                '{Night}, {hero} looked up at the sky. The moon came out, and it was round and bright. "I want the '
-                'moon," said {hero}.'
+                "{Night}, {hero} looked up at the sky. The moon came out, and it was round and [bright|yellow|white]. "
+                '"I want the moon," said {hero}.'
             ),
             (
                 "{Night}, {hero} stayed up late and saw the big, round moon. It was so pretty that {he} wanted to "
@@ -810,7 +822,10 @@ _PLOTS = (
         ),
         attempt=(
             "{He} moved {his} wings up and down. Flap, flap, flap! Then {he} jumped, and fell into {soft}. Plop!",
-            "{He} closed {his} eyes and jumped. Down {he} went, and landed in {soft}. There was a leaf on {his} head.",
+            (
+                "{He} closed {his} eyes and jumped. Down {he} went, and landed in {soft}. There was a [leaf|flower|"
+                "snail] on {his} head."
+            ),
         ),
         turn=(
             (
@@ -849,15 +864,18 @@ _PLOTS = (
         trouble=(
             "{When}, {hero} made a big snowman. {He} gave it two stones for eyes. But the snowman had no nose.",
             (
-                "{When}, {hero} played in the snow. {He} made a snowman, as tall as a door. But something was "
-                "missing. It had no nose!"
+                "{When}, {hero} played in the snow. {He} made a snowman, as tall as [a door|a bear|Dad]. But "
+                "something was missing. It had no nose!"
             ),
         ),
         attempt=(
-            "{Hero} tried a stick, but it was too long. {He} tried a leaf, but it blew away.",
             (
-                "{Hero} looked for a nose. {He} looked under the snow, but {he} found only an old spoon. A spoon is "
-                "not a nose!"
+                "{Hero} tried a [stick, but it was too long|stone, but it fell off]. {He} tried a [leaf, but it blew "
+                "away|cookie, but {he} ate it]."
+            ),
+            (
+                "{Hero} looked for a nose. {He} looked under the snow, but {he} found only an old [spoon. A spoon|"
+                "sock. A sock|key. A key] is not a nose!"
             ),
         ),
         turn=(

@@ -114,9 +114,9 @@ FAMILY: Mapping[str, Case] = {
 # Helpers that go by their work and have no name; every other helper is an animal or a creature and may have one.
 PEOPLE: frozenset[str] = frozenset(
     {
-        "baker", "gardener", "teacher", "librarian", "sailor", "farmer", "clockmaker", "bus driver", "neighbor",
-        "fisher", "painter", "toymaker", "miller", "shepherd", "ferry keeper", "music teacher", "mail carrier",
-        "giant", "lighthouse keeper", "shopkeeper", "coach", "carpenter", "bell ringer", "innkeeper", "doctor",
+        "bell ringer", "bus driver", "carpenter", "clockmaker", "farmer", "gardener", "giant", "librarian",
+        "lighthouse keeper", "mail carrier", "music teacher", "neighbor", "painter", "sailor", "shepherd", "teacher",
+        "toymaker",
     }
 )  # fmt: skip
 

@@ -144,7 +144,7 @@ def download_source(
     endpoint = _checked(endpoint)
     link = Link(
         advice=f"set HF_ENDPOINT to a mirror, or download the files of {source.repo} by hand into {folder} "
-        f"and run: python prepare_data.py --from {folder}",
+        f"and run: python prepare_data.py --stage {source.stage} --from {folder}",
         timeout_s=timeout_s,
         stop_requested=stop_requested,
         progress=progress,
@@ -311,7 +311,7 @@ def _check_disk(missing: list[_Item], folder: Path, free: int) -> None:
     if missing and free < needed:
         raise DownloadError(
             f"the disk of {folder} has {free:,} bytes free, expected at least {needed:,}, {SPARE_DISK_BYTES:,} of them "
-            "to spare; free some space, or ask for less of the corpus, and run the same command again"
+            "to spare; free some space, or take a part with --limit-mb, and run the same command again"
         )
 
 
@@ -350,5 +350,5 @@ def _end_with_a_story(item: _Item) -> None:
     item.part_path.unlink()
     raise DownloadError(
         f"the first {item.wanted.length:,} bytes at {item.wanted.address} hold no {STORY_END.decode()}, expected one "
-        "after each story; ask for more bytes, or for the whole file, which is checked by SHA-256"
+        "after each story; give a larger --limit-mb, or none: the whole file is checked by SHA-256"
     )

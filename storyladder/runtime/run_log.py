@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from typing import Any
 class RunLog:
     """Appends records. A record that cannot be written is said once and never stops the training."""
 
-    def __init__(self, path: Path, *, start_over: bool) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._silenced = False
-        if start_over and path.exists():
-            self._guarded(lambda: os.replace(path, path.with_suffix(".before.jsonl")))
+
+    def set_aside(self) -> None:
+        """Keep the record of a former training as NAME.before.jsonl."""
+        if self.path.exists():
+            self._guarded(lambda: os.replace(self.path, self.path.with_suffix(".before.jsonl")))
 
     def keep_until(self, step: int, *, evaluated_at: int) -> None:
         """Drop what was recorded after `step`, evaluations after `evaluated_at`, and a line that was torn in writing."""
@@ -48,7 +52,7 @@ class RunLog:
 
         self._guarded(append)
 
-    def _guarded(self, action: Any) -> None:
+    def _guarded(self, action: Callable[[], object]) -> None:
         try:
             action()
         except OSError as error:

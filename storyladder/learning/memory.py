@@ -1,0 +1,37 @@
+"""What a training step takes of the memory, and the micro-batch that fits into it."""
+
+from __future__ import annotations
+
+import torch
+
+from storyladder.runtime.machine import free_memory
+from storyladder.settings import ModelConfig, StageConfig
+
+_BYTES_PER_PARAMETER = 16  # float32 weight, gradient and AdamW's two moments
+_FLOATS_PER_TOKEN_AND_LAYER = 24  # of width C, kept for the way back: norms, q k v, attention, MLP, masks
+_BASE_BYTES = 400e6  # Python, torch, the mapped token files
+_SHARE = 0.6  # of the free memory that a step may plan with; the rest is for the system and for surprises
+_CPU_TOKENS = 2048  # a forward on a CPU: small pieces stay in the cache and are as fast as large ones (LOG.md)
+
+
+def predicted_memory(model: ModelConfig, *, n_rows: int, micro_batch_size: int) -> float:
+    """Bytes that training will take, to about a quarter: weights, gradients, optimizer, activations and scores."""
+    parameters = model.n_params - (model.vocab_size - n_rows) * model.n_embd
+    tokens = micro_batch_size * model.context_length
+    activations = 4 * tokens * model.n_embd * (_FLOATS_PER_TOKEN_AND_LAYER * model.n_layer + 8)
+    head = 4 * min(tokens * n_rows, 1 << 24) + 2 * 4 * n_rows * model.n_embd
+    return _BASE_BYTES + _BYTES_PER_PARAMETER * parameters + activations + head
+
+
+def fitting_micro_batch(model: ModelConfig, stage: StageConfig, device: torch.device, *, n_rows: int) -> int:
+    """Sequences per forward: what config.py says, else the largest divisor of the batch that fits into memory."""
+    if stage.micro_batch_size is not None:
+        return stage.micro_batch_size
+    free = free_memory(device)
+    divisors = [size for size in range(stage.batch_size, 0, -1) if stage.batch_size % size == 0]
+    if device.type == "cpu":
+        divisors = [size for size in divisors if size * model.context_length <= _CPU_TOKENS] or [1]
+    for size in divisors:
+        if free is None or predicted_memory(model, n_rows=n_rows, micro_batch_size=size) <= _SHARE * free:
+            return size
+    return 1

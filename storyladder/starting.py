@@ -1,0 +1,275 @@
+"""Where a stage starts and with what: data checked, starting point chosen, model built, weights loaded.
+
+The order is stated once: this stage's own resume state, else the result of the stage before it (weights only, fresh
+optimizer), else random weights. Nothing on disk changes here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from storyladder.command_line import StageRun
+from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
+from storyladder.corpus.tokenizer import gpt2_tokenizer
+from storyladder.learning.memory import fitting_micro_batch
+from storyladder.learning.network import EMBEDDING, BuildModel, LanguageModel
+from storyladder.learning.optimizer import build_optimizer
+from storyladder.learning.schedule import lr_at
+from storyladder.learning.step import StepResult, train_step
+from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
+from storyladder.measuring.evaluation import Evaluation, evaluate
+from storyladder.runtime.checkpoint import Payload, load_checkpoint
+from storyladder.runtime.errors import CheckpointError, UserError
+from storyladder.runtime.machine import Precision, machine_line, pick_device, pick_precision
+from storyladder.runtime.run_log import RunLog
+from storyladder.runtime.signals import StopRequest
+from storyladder.settings import StageConfig
+from storyladder.stage_files import (
+    StageFiles,
+    TrainState,
+    changes_since,
+    check_shapes,
+    load_result,
+    plain_settings,
+    script_of,
+    unpack_optimizer,
+    unpack_weights,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageData:
+    """The two verified token files of a stage."""
+
+    train: TokenFile
+    val: TokenFile
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What tells whether the data are the same as at the last save."""
+        return {self.train.path.name: self.train.fingerprint, self.val.path.name: self.val.fingerprint}
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a stage starts: a payload to continue or to take the weights from, or nothing for random weights."""
+
+    words: str
+    payload: Payload | None
+    state: TrainState
+
+
+@dataclasses.dataclass
+class Work:
+    """Everything the loop needs. What changes: `state`, the counters at the end, and `stage` when --minutes refits it."""
+
+    run: StageRun
+    start: Start
+    state: TrainState
+    stage: StageConfig
+    files: StageFiles
+    data: StageData
+    windows: ValidationWindows
+    batches: TrainBatches
+    model: LanguageModel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    vocabulary: CompactVocabulary
+    device: torch.device
+    precision: Precision
+    micro_batch_size: int
+    log: RunLog
+    stop: StopRequest
+    began_at: float = dataclasses.field(default_factory=time.monotonic)
+    saved_at: float = dataclasses.field(default_factory=time.monotonic)
+    steps_here: int = 0  # made by this process
+    seconds_here: float = 0.0  # that they took
+    evaluation_seconds: float = 0.0  # of the last one
+    failed_saves: int = 0
+
+
+def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest) -> Work:
+    """All parts of a stage, with a model of the right shape whose weights are not loaded yet."""
+    device = pick_device(run.device)
+    precision = pick_precision(device)
+    files = StageFiles.of(run.ladder, run.stage)
+    data = _open_data(run)
+    start = _starting_point(run, files, data)
+    stage = dataclasses.replace(run.stage, **start.state.fitted)  # type: ignore[arg-type]
+    vocabulary = _vocabulary(run, data, start.payload).to(device)
+    model = build_model(dataclasses.replace(run.ladder.model, vocab_size=vocabulary.n_rows)).to(device)
+    return Work(
+        run=run,
+        start=start,
+        state=start.state,
+        stage=stage,
+        files=files,
+        data=data,
+        windows=validation_windows(run, data, stage),
+        batches=TrainBatches(
+            data.train.ids,
+            context_length=run.ladder.model.context_length,
+            batch_size=stage.batch_size,
+            seed=stage.seed,
+        ),
+        model=model,
+        optimizer=build_optimizer(model, stage),
+        scaler=precision.scaler(),
+        vocabulary=vocabulary,
+        device=device,
+        precision=precision,
+        micro_batch_size=fitting_micro_batch(run.ladder.model, stage, device, n_rows=vocabulary.n_rows),
+        log=RunLog(files.record),
+        stop=stop,
+    )
+
+
+def _open_data(run: StageRun) -> StageData:
+    folder, model = run.ladder.folder("data"), run.ladder.model
+    tokenizer = gpt2_tokenizer()
+    train, val = (
+        open_token_file(
+            folder / name,
+            tokenizer=tokenizer.fingerprint,
+            vocab_size=model.vocab_size,
+            at_least=at_least,
+        )
+        for name, at_least in ((run.stage.train_file, model.context_length + 1), (run.stage.val_file, 2))
+    )
+    return StageData(train, val)
+
+
+def validation_windows(run: StageRun, data: StageData, stage: StageConfig) -> ValidationWindows:
+    """The windows that an evaluation of this stage reads."""
+    return ValidationWindows(
+        data.val.ids,
+        context_length=run.ladder.model.context_length,
+        limit=stage.val_windows,
+        token_bytes_V=gpt2_tokenizer().token_bytes_V,
+    )
+
+
+def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
+    """This stage's own resume state; else the result of the stage before it; else random weights."""
+    resume = None if run.fresh else load_checkpoint(files.resume)
+    if resume is not None:
+        say_all(resume.notes)
+        check_shapes(resume.payload, resume.path, run.ladder.model)
+        changes = changes_since(resume.payload, run.ladder, run.stage, data.fingerprints)
+        if changes and not run.accept_changes:
+            raise UserError(
+                f"since {resume.path.name} was saved, {'; '.join(changes)}. Set it back, or go on with --accept-changes, "
+                "or start over with --fresh"
+            )
+        state = TrainState(**resume.payload["progress"])
+        if resume.notes:
+            print(f"going on from step {state.step:,} of {resume.path.name}", file=sys.stderr)
+        return Start(f"continuing at step {state.step:,} from {resume.path.name}", resume.payload, state)
+    if run.stage.init_from is None:
+        return Start("starting from random weights", None, TrainState())
+    parent_stage = run.ladder.stage(run.stage.init_from)
+    parent_files = StageFiles.of(run.ladder, parent_stage)
+    parent = load_result(run.ladder, parent_stage)
+    if parent is None:
+        begun = "is not finished" if parent_files.best.exists() else "has not been trained"
+        raise CheckpointError(
+            f"stage {run.stage.name} starts from {parent_files.result}, but stage {parent_stage.name} {begun}; "
+            f"run python {script_of(parent_stage.name)} first (--minutes N ends it in N minutes)"
+        )
+    say_all(parent.notes)
+    check_shapes(parent.payload, parent.path, run.ladder.model)
+    return Start(
+        f"starting from {parent.path.name} (step {parent.payload['step']:,}, "
+        f"validation loss {parent.payload['val_loss']:.4f} on {parent_stage.name})",
+        parent.payload,
+        TrainState(),
+    )
+
+
+def _vocabulary(run: StageRun, data: StageData, payload: Payload | None) -> CompactVocabulary:
+    """All token types of this stage's text and of every stage before it."""
+    seen_V = torch.from_numpy(data.train.seen(run.ladder.model.vocab_size))
+    compact = run.stage.compact_vocabulary
+    if payload is not None:
+        seen_V |= payload["seen_tokens"].bool()
+        compact = compact and CompactVocabulary(seen_V).can_share(payload["model"][EMBEDDING])
+    return CompactVocabulary(seen_V, compact=compact)
+
+
+def load_weights(work: Work, build_model: BuildModel) -> None:
+    """Weights of the starting point and, when continuing, the optimizer's state."""
+    payload = work.start.payload
+    if payload is None:
+        unpack_weights(work.model, _random_weights(work, build_model), work.vocabulary)
+        return
+    unpack_weights(work.model, payload["model"], work.vocabulary)
+    if "progress" in payload:
+        unpack_optimizer(work.model, work.optimizer, payload["optimizer"], work.vocabulary)
+        if work.scaler.is_enabled() and payload["scaler"]:
+            work.scaler.load_state_dict(payload["scaler"])
+
+
+def _random_weights(work: Work, build_model: BuildModel) -> dict[str, Tensor]:
+    """The whole model's random start, the same on every device and with any vocabulary rows left out."""
+    torch.manual_seed(work.stage.seed)
+    weights = build_model(work.run.ladder.model).state_dict()
+    start_rows_equal(weights[EMBEDDING], work.vocabulary.seen_V)
+    return weights
+
+
+def record_start(work: Work) -> None:
+    """Put into the record what is trained, from what, on what and where."""
+    work.log.write(
+        "start",
+        stage=work.stage.name,
+        step=work.state.step,
+        start=work.start.words,
+        settings=plain_settings(work.run.ladder, work.stage),
+        data=work.data.fingerprints,
+        vocabulary_rows=work.vocabulary.n_rows,
+        micro_batch_size=work.micro_batch_size,
+        machine=machine_line(work.device, work.precision),
+        cpus=os.cpu_count(),
+    )
+
+
+def say_all(notes: list[str]) -> None:
+    """Warnings, a line each."""
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+
+
+def step_now(work: Work, *, step: int) -> StepResult:
+    """Train on batch `step`."""
+    idx_BT, targets_BT = (torch.from_numpy(part).to(work.device) for part in work.batches.batch(step))
+    return train_step(
+        work.model,
+        work.optimizer,
+        (idx_BT, targets_BT),
+        stage=work.stage,
+        step=step,
+        lr=lr_at(step, work.stage),
+        micro_batch_size=work.micro_batch_size,
+        precision=work.precision,
+        scaler=work.scaler,
+        vocabulary=work.vocabulary,
+    )
+
+
+def evaluate_now(work: Work, windows: ValidationWindows) -> Evaluation:
+    """The validation loss of the weights as they are; raises Interrupted when a signal asks to leave."""
+    return evaluate(
+        work.model,
+        windows,
+        batch_size=work.micro_batch_size,
+        device=work.device,
+        precision=work.precision,
+        vocabulary=work.vocabulary,
+        check_stop=work.stop.check,
+    )
