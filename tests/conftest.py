@@ -1,0 +1,87 @@
+"""What all tests share: one thread (equal digits everywhere), a toy ladder under a temporary root, toy token files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from storyladder.corpus.token_file import TokenWriter
+from storyladder.corpus.tokenizer import EOT, gpt2_tokenizer
+from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig, check
+
+TOY_MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, dropout=0.1)
+TOY_TINY = StageConfig(
+    name="tiny",
+    train_file="train.bin",
+    val_file="val.bin",
+    result_file="tinystories_28M_final.pt",
+    max_steps=6,
+    batch_size=4,
+    micro_batch_size=2,
+    max_lr=1e-2,
+    min_lr=1e-3,
+    warmup_steps=2,
+    eval_interval=3,
+    save_interval=2,
+    log_interval=1,
+    seed=7,
+)
+TOY_CHILDREN = replace(
+    TOY_TINY,
+    name="children",
+    train_file="train_ch.bin",
+    val_file="val_ch.bin",
+    result_file="children_stories_fin.pt",
+    init_from="tiny",
+    patience=2,
+)
+TOY_SIMPLE = replace(
+    TOY_CHILDREN,
+    name="simple",
+    train_file="train_simp.bin",
+    val_file="val_simp.bin",
+    result_file="simple_stories_ckpt.pt",
+    init_from="children",
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def toy_ladder(tmp_path: Path) -> Ladder:
+    """Three rungs of a model of about 0.8 M parameters, whose folders lie under tmp_path."""
+    paths = Paths(root=str(tmp_path))
+    return check(Ladder(model=TOY_MODEL, stages=(TOY_TINY, TOY_CHILDREN, TOY_SIMPLE), paths=paths))
+
+
+@pytest.fixture
+def write_toy_tokens() -> Callable[..., Path]:
+    """Writes a token file of `n_tokens` ids below `types`, with stories of about 20 tokens."""
+
+    def write(path: Path, *, n_tokens: int = 700, types: int = 60, seed: int = 0) -> Path:
+        ids = np.random.default_rng(seed).integers(0, types, n_tokens).astype(np.uint16)
+        ids[19::20] = EOT
+        with TokenWriter(path, gpt2_tokenizer().fingerprint) as writer:
+            writer.add(ids, stories=n_tokens // 20, text_bytes=3 * n_tokens)
+            writer.finish(sources=["toy"], cleaning={})
+        return path
+
+    return write
+
+
+@pytest.fixture
+def toy_data(toy_ladder: Ladder, write_toy_tokens: Callable[..., Path]) -> Ladder:
+    """The toy ladder with all six token files in place."""
+    for number, stage in enumerate(toy_ladder.stages):
+        folder = toy_ladder.folder("data")
+        write_toy_tokens(folder / stage.train_file, types=60 + 20 * number, seed=number)
+        write_toy_tokens(folder / stage.val_file, n_tokens=250, types=60 + 20 * number, seed=10 + number)
+    return toy_ladder
