@@ -12,7 +12,6 @@ python prepare_data.py                     whatever lies in data/raw
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from storyladder.settings import STAGE_NAMES, Ladder
 
 if TYPE_CHECKING:
     from storyladder.corpus.prepare import StageText
+    from storyladder.runtime.signals import StopRequest
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -33,7 +33,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     where.add_argument("--download", action="store_true", help="fetch the real corpora into data/raw")
     where.add_argument("--sample", action="store_true", help="use the bundled sample stories")
     parser.add_argument(
-        "--limit-mb", type=positive_number, metavar="N", help="read at most N MB of training text for each stage"
+        "--limit-mb", type=positive_number, metavar="N", help="stop after N MB of training text in each stage"
     )
     return parser.parse(argv)
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         folder = ladder.folder("data")
         limit_bytes = int(flags.limit_mb * MB) if flags.limit_mb else None
         with stop_on_signals() as stop, locked(folder / ".prepare.lock"):
-            texts = stage_texts(flags, ladder, limit_bytes, lambda: stop.requested)
+            texts = stage_texts(flags, ladder, limit_bytes, stop)
             for name, text in texts.items():
                 stage = ladder.stage(name)
                 built = build_token_files(
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def stage_texts(
-    flags: argparse.Namespace, ladder: Ladder, limit_bytes: int | None, stop_requested: Callable[[], bool]
+    flags: argparse.Namespace, ladder: Ladder, limit_bytes: int | None, stop: StopRequest
 ) -> dict[str, StageText]:
     """The text of every stage that was asked for, found or fetched before any of it is read."""
     from storyladder.corpus.prepare import sample_text, text_of_files
@@ -86,13 +86,17 @@ def stage_texts(
         return texts_of_folder(flags.folder, ladder, names)
     texts = {}
     for name in names:
-        files = download_source(
-            SOURCES[name],
-            ladder.raw_folder / name,
-            endpoint=hub_endpoint(),
-            limit_bytes=limit_bytes,
-            stop_requested=stop_requested,
-        )
+        try:
+            files = download_source(
+                SOURCES[name],
+                ladder.raw_folder / name,
+                endpoint=hub_endpoint(),
+                limit_bytes=limit_bytes,
+                stop_requested=lambda: stop.requested,
+            )
+        except KeyboardInterrupt:
+            stop.check()  # knows which signal it was
+            raise
         texts[name] = text_of_files(files)
     return texts
 
@@ -105,15 +109,16 @@ def texts_of_folder(given: Path | None, ladder: Ladder, names: list[str]) -> dic
     if given is None and not folder.is_dir():
         raise DataError(
             "where are the stories? --sample makes the bundled ones (no network), --download fetches the real corpora "
-            f"(7.4 GB; --limit-mb 100 takes a part), --from DIR reads a folder of yours; without a flag {folder} is read"
+            "(7.4 GB; --limit-mb 100 takes a part), --from DIR reads a folder of yours; without a flag "
+            f"{folder} is read"
         )
     found = {}
     for name in names:
         files = find_stage_files(folder, name, only_stage=len(names) == 1)
         if not files:
             raise DataError(
-                f"no text for stage {name} in {folder}; put .txt, .json, .jsonl or .parquet files into {folder / name}, "
-                "or prepare another stage alone with --stage"
+                f"no text for stage {name} in {folder}; put .txt, .json, .jsonl or .parquet files into "
+                f"{folder / name}, or prepare another stage alone with --stage"
             )
         found[name] = text_of_files(files)
     return found

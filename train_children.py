@@ -1,4 +1,4 @@
-"""Stage 2 of 3: Children Stories, from the weights that TinyStories left. Ends when the validation loss stops falling.
+"""Stage 2 of 3: Children Stories, from the weights of TinyStories. Ends when the validation loss stops falling.
 
     python train_children.py                 train, or continue where it was interrupted
     python train_children.py --plan          device, memory and time needed; starts nothing

@@ -1,4 +1,4 @@
-"""Stage 3 of 3: Simple Stories, from the weights that Children Stories left. Ends when the validation loss stops falling.
+"""Stage 3 of 3: Simple Stories, from the weights of Children Stories. Ends when the validation loss stops falling.
 
     python train_simp.py                 train, or continue where it was interrupted
     python train_simp.py --plan          device, memory and time needed; starts nothing

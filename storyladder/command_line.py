@@ -9,12 +9,13 @@ import argparse
 import dataclasses
 import math
 import runpy
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from storyladder.runtime.errors import SettingsError, UserError, user_errors
-from storyladder.settings import DEFAULT_PRESET, PROJECT, Ladder, StageConfig, check, nearest
+from storyladder.settings import DEFAULT_PRESET, PROJECT, Ladder, StageConfig, check, misspelt_fields, nearest
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,9 +45,12 @@ class Parser(argparse.ArgumentParser):
 
 def positive_number(text: str) -> float:
     """A flag's value that must be a finite number above zero."""
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
     if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"is {text}; expected a number above 0")
+        raise argparse.ArgumentTypeError(f"is {text!r}; expected a number above 0")
     return value
 
 
@@ -89,26 +93,43 @@ def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | No
 def load_ladder(config: Path | None, preset: str) -> Ladder:
     """The checked settings of one preset of config.py, or of an edited copy of it."""
     path = config if config is not None else PROJECT / "config.py"
-    ladders = _presets(path)
-    if preset not in ladders:
-        raise SettingsError(f"{path.name} has no preset {preset!r}{nearest(preset, ladders)}")
-    return check(ladders[preset])
+    values = _run(path)
+    ladder = check(_chosen(values.get("PRESETS"), preset, path.name))
+    # A preset made with `replace` from an object with a misspelt field does not know of it any more.
+    if misspelt := misspelt_fields(values.values()):
+        raise SettingsError(f"{path.name}: {'; '.join(misspelt)}")
+    return ladder
 
 
-def _presets(path: Path) -> dict[str, Ladder]:
-    """PRESETS of a config file, by name. The file is the user's own Python and is run."""
+def _run(path: Path) -> dict[str, Any]:
+    """What a config file defines. It is the user's own Python, so whatever goes wrong in it is told in one line."""
     if not path.is_file():
         raise SettingsError(f"there is no settings file {path}; copy config.py there and edit it")
     try:
-        values: dict[str, Any] = runpy.run_path(str(path), run_name="storyladder_config")
+        return runpy.run_path(str(path), run_name="storyladder_config")
     except SyntaxError as error:
         raise SettingsError(f"{path.name} line {error.lineno}: {error.msg}: {(error.text or '').strip()!r}") from None
-    except (NameError, ImportError, TypeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name}: {error}; compare it with the original config.py") from None
-    ladders = values.get("PRESETS")
-    if not isinstance(ladders, (tuple, list)) or not all(isinstance(ladder, Ladder) for ladder in ladders):
-        raise SettingsError(f"{path.name} must define PRESETS, a tuple of Ladder, as the original config.py does")
-    return {ladder.name: ladder for ladder in ladders}
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f" line {frame.lineno}" for frame in frames if frame.filename == str(path)]
+        where = f"{path.name}{lines[-1] if lines else ''}"
+        if isinstance(error, UserError):
+            raise SettingsError(f"{where}: {error}") from None
+        kind = type(error).__name__
+        raise SettingsError(f"{where}: {kind}: {error}; compare it with the original config.py") from None
+
+
+def _chosen(presets: Any, name: str, file_name: str) -> Ladder:
+    """The preset of that name."""
+    if not isinstance(presets, (tuple, list)) or not all(isinstance(ladder, Ladder) for ladder in presets):
+        raise SettingsError(f"{file_name} must define PRESETS, a tuple of Ladder, as the original config.py does")
+    names = [ladder.name for ladder in presets]
+    if name not in names:
+        raise SettingsError(f"{file_name} has no preset {name!r}{nearest(name, map(str, names))}")
+    if names.count(name) > 1:
+        raise SettingsError(f"{file_name} has {names.count(name)} presets named {name!r}; give each its own name")
+    ladder: Ladder = presets[names.index(name)]
+    return ladder
 
 
 def print_settings(presets: Sequence[Ladder], description: str | None, argv: Sequence[str] | None = None) -> None:
@@ -116,10 +137,7 @@ def print_settings(presets: Sequence[Ladder], description: str | None, argv: Seq
     with user_errors():
         flags = Parser(description).parse(argv)
         if flags.config is None:
-            ladders = {ladder.name: ladder for ladder in presets}
-            if flags.preset not in ladders:
-                raise SettingsError(f"config.py has no preset {flags.preset!r}{nearest(flags.preset, ladders)}")
-            ladder = check(ladders[flags.preset])
+            ladder = check(_chosen(presets, flags.preset, "config.py"))
         else:
             ladder = load_ladder(flags.config, flags.preset)
         print("\n".join(settings_lines(ladder)))

@@ -95,8 +95,10 @@ def _loop(work: Work, progress: Progress) -> None:
     """Train until the last step, the end of patience, or a signal."""
     state = work.state
     while True:
+        tick = time.perf_counter()
         if _save_is_due(work):
             _save(work)
+        work.seconds_between += time.perf_counter() - tick
         if _evaluation_is_due(work):
             _note_evaluation(work, progress)
         if state.step >= work.stage.max_steps or _out_of_patience(work):
@@ -111,6 +113,8 @@ def _loop(work: Work, progress: Progress) -> None:
         work.steps_here += 1
         work.seconds_here += seconds
         _note_step(work, result, progress)
+        refit(work)
+        work.seconds_between += time.perf_counter() - tick - seconds
 
 
 def _note_step(work: Work, result: StepResult, progress: Progress) -> None:
@@ -170,7 +174,6 @@ def _note_evaluation(work: Work, progress: Progress) -> None:
     except Interrupted:
         _leave(work)
         raise
-    work.evaluation_seconds = time.perf_counter() - tick
     best = state.note_evaluation(measured.val_loss)
     work.log.write(
         "evaluation",
@@ -190,6 +193,7 @@ def _note_evaluation(work: Work, progress: Progress) -> None:
     if best:
         payload = {**_payload(work), "val_loss": state.best_loss, "train_seconds": state.train_seconds}
         _save_file(work, work.files.best, payload, keep_previous=False)
+    work.evaluation_seconds = time.perf_counter() - tick
     refit(work)
 
 

@@ -76,10 +76,15 @@ def refit(work: Work) -> None:
         work.stage,
         step=work.state.step,
         seconds=60 * work.run.minutes - (time.monotonic() - work.began_at),
-        step_seconds=work.seconds_here / work.steps_here,
+        step_seconds=seconds_a_step(work),
         evaluation_seconds=work.evaluation_seconds,
     )
     _remember(work)
+
+
+def seconds_a_step(work: Work) -> float:
+    """Of this process so far, with records and saves, without evaluations."""
+    return (work.seconds_here + work.seconds_between) / max(1, work.steps_here)
 
 
 def _remember(work: Work) -> None:
@@ -92,7 +97,7 @@ def seconds_left(work: Work) -> float:
     steps = work.stage.max_steps - work.state.step
     return time_left(
         steps=steps,
-        step_seconds=work.seconds_here / max(1, work.steps_here),
+        step_seconds=seconds_a_step(work),
         evaluations=-(-steps // work.stage.eval_interval),
         evaluation_seconds=work.evaluation_seconds,
     )

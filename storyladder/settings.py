@@ -21,20 +21,21 @@ if TYPE_CHECKING:
     from typing_extensions import dataclass_transform
 else:
 
-    def dataclass_transform(**_: object) -> Any:
+    def dataclass_transform(**_: object) -> Any:  # noqa: D103
         return lambda decorator: decorator
 
 
 PROJECT = Path(__file__).resolve().parents[1]
 STAGE_NAMES = ("tiny", "children", "simple")
 DEFAULT_PRESET = "default"
+_RAW = "raw"
 
 T = TypeVar("T")
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """A frozen, keyword-only dataclass that remembers misspelt fields, so that `problems` can report them all at once."""
+    """A frozen, keyword-only dataclass that remembers misspelt fields, for `problems` to report them all at once."""
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     plain_init = cls.__init__
     known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -57,6 +58,11 @@ def settings(cls: type[T]) -> type[T]:
 
     cls.__init__ = init  # type: ignore[method-assign]
     return cls
+
+
+def misspelt_fields(values: Iterable[object]) -> list[str]:
+    """The misspelt fields of all settings objects among some values."""
+    return sorted({line for value in values for line in getattr(value, "_misspelt", ())})
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -188,7 +194,7 @@ class Ladder:
     @property
     def raw_folder(self) -> Path:
         """Text as it was downloaded or put there by hand; shared by all presets."""
-        return PROJECT / self.paths.root / self.paths.data / "raw"
+        return PROJECT / self.paths.root / self.paths.data / _RAW
 
 
 def check(ladder: Ladder) -> Ladder:
@@ -216,7 +222,9 @@ def problems(ladder: Ladder) -> Iterator[str]:
     parts += [("paths: ", ladder.paths)]
     stages = ladder.stages if isinstance(ladder.stages, tuple) else ()
     parts += [(f"stage {getattr(stage, 'name', stage)!r}: ", stage) for stage in stages]
-    sound = True
+    foreign = [stage for stage in stages if not isinstance(stage, StageConfig)]
+    yield from (f"stages holds {stage!r}; expected StageConfig(...)" for stage in foreign)
+    sound = not foreign
     for where, part in parts:
         lines = list(_field_problems(part))
         sound = sound and not lines
@@ -224,6 +232,7 @@ def problems(ladder: Ladder) -> Iterator[str]:
     if sound:
         yield from _model_problems(ladder.model)
         yield from _stage_problems(ladder)
+        yield from _name_problems(ladder)
 
 
 # Limits by field name: one name means one thing in every class. (lowest, highest), both allowed.
@@ -268,7 +277,7 @@ def _field_problems(part: object) -> Iterator[str]:
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         yield f"expected one of the classes of storyladder/settings.py, got {part!r}"
         return
-    yield from getattr(part, "_misspelt", ())
+    yield from misspelt_fields([part])
     hints = typing.get_type_hints(type(part))
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
@@ -288,7 +297,7 @@ def _is_of_type(value: object, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple)
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
@@ -304,7 +313,9 @@ def _example(field: dataclasses.Field[Any], kind: Any) -> str:
     """A value that would do: the default where there is one."""
     if field.default is not dataclasses.MISSING and field.default is not None:
         return repr(field.default)
-    return repr("text") if kind is str else repr(_LIMITS.get(field.name, (1, 1))[0])
+    if field.name in _LIMITS:
+        return repr(_LIMITS[field.name][0])
+    return repr("text") if kind is str else repr(None)
 
 
 def _model_problems(model: ModelConfig) -> Iterator[str]:
@@ -333,15 +344,26 @@ def _stage_problems(ladder: Ladder) -> Iterator[str]:
                 f"{where}batch_size ({stage.batch_size}) must be a multiple of micro_batch_size "
                 f"({stage.micro_batch_size}); None chooses one that fits"
             )
-        yield from (where + line for line in _file_problems(stage))
         earlier.append(stage.name)
     missing = [name for name in STAGE_NAMES if name not in earlier]
     if missing:
         yield f"stages lacks {', '.join(missing)}; the ladder has three rungs: {', '.join(STAGE_NAMES)}"
 
 
-def _file_problems(stage: StageConfig) -> Iterator[str]:
-    for field in ("train_file", "val_file", "result_file"):
-        name = getattr(stage, field)
-        if not name or Path(name).name != name:
-            yield f"{field} is {name!r}; expected a plain file name without folders"
+def _name_problems(ladder: Ladder) -> Iterator[str]:
+    """Names that cannot be files or folders, and names used twice: one stage would overwrite what another one wrote."""
+    if not _is_plain_name(ladder.name) or ladder.name == _RAW:
+        yield f"name is {ladder.name!r}; expected a plain word, which becomes a folder, and not {_RAW!r}"
+    used: dict[str, str] = {}
+    for stage in ladder.stages:
+        for field in ("train_file", "val_file", "result_file"):
+            name, where = getattr(stage, field), f"stage {stage.name!r}: {field}"
+            if not _is_plain_name(name):
+                yield f"{where} is {name!r}; expected a plain file name without folders"
+            elif name in used:
+                yield f"{where} is {name!r}, as is {used[name]}; give each its own"
+            used.setdefault(name, where)
+
+
+def _is_plain_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set(name) & set("/\\\0")

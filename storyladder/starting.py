@@ -26,7 +26,7 @@ from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.measuring.evaluation import Evaluation, evaluate
 from storyladder.runtime.checkpoint import Payload, load_checkpoint
 from storyladder.runtime.errors import CheckpointError, UserError
-from storyladder.runtime.machine import Precision, machine_line, pick_device, pick_precision
+from storyladder.runtime.machine import Precision, free_memory, machine_line, pick_device, pick_precision
 from storyladder.runtime.run_log import RunLog
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import StageConfig
@@ -90,6 +90,7 @@ class Work:
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
     steps_here: int = 0  # made by this process
     seconds_here: float = 0.0  # that they took
+    seconds_between: float = 0.0  # taken by records and saves between them
     evaluation_seconds: float = 0.0  # of the last one
     failed_saves: int = 0
 
@@ -124,7 +125,9 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest) -> W
         vocabulary=vocabulary,
         device=device,
         precision=precision,
-        micro_batch_size=fitting_micro_batch(run.ladder.model, stage, device, n_rows=vocabulary.n_rows),
+        micro_batch_size=fitting_micro_batch(
+            run.ladder.model, stage, device, n_rows=vocabulary.n_rows, free_bytes=free_memory(device)
+        ),
         log=RunLog(files.record),
         stop=stop,
     )

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from model import GPT
 from storyladder.corpus.token_file import TokenWriter
 from storyladder.corpus.tokenizer import EOT, gpt2_tokenizer
+from storyladder.runtime.machine import Precision
 from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig, check
 
 TOY_MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, dropout=0.1)
@@ -85,3 +87,25 @@ def toy_data(toy_ladder: Ladder, write_toy_tokens: Callable[..., Path]) -> Ladde
         write_toy_tokens(folder / stage.train_file, types=60 + 20 * number, seed=number)
         write_toy_tokens(folder / stage.val_file, n_tokens=250, types=60 + 20 * number, seed=10 + number)
     return toy_ladder
+
+
+@pytest.fixture
+def small_gpt() -> Callable[..., GPT]:
+    """Builds a GPT of 40 tokens without dropout, every parameter of which is far enough from its start to matter."""
+
+    def build(*, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: float) -> GPT:
+        sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "vocab_size": 40, "dropout": 0.0}
+        torch.manual_seed(seed)
+        model = GPT(ModelConfig(**sizes | changes)).to(dtype)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def full_precision() -> Precision:
+    """No autocast: products in the type of the weights."""
+    return Precision(torch.float32, "a test wants it", "cpu")

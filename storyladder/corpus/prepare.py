@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ from storyladder.settings import CorpusConfig
 MB = 1_000_000
 _BUNDLE_CHARS = 1 << 20  # of stories that one call of tiktoken encodes
 _VAL_SHARE_OF_LIMIT = 0.1  # --limit-mb N: at most N of text for training and a tenth of it for validation
+_PART_NAME = re.compile(r"(.+)\.first-(\d+)-bytes(\.[^.]+)")  # the beginning of a file, as sources.py names it
 _VAL_NAME = re.compile(r"(^|[-_.])(val|valid|validation|test|dev)([-_.]|$)", re.IGNORECASE)
 _FOLDER_NAMES = {
     "tiny": ("tiny", "tinystories"),
@@ -55,6 +57,7 @@ class StageText:
 
 def text_of_files(files: list[Path]) -> StageText:
     """The stories of some files; names with val, valid, test or dev in them are for validation."""
+    files = _without_repeats(files)
     val = [path for path in files if _VAL_NAME.search(path.stem)]
     train = [path for path in files if path not in val]
     if not train:
@@ -66,6 +69,16 @@ def text_of_files(files: list[Path]) -> StageText:
         names=[path.name for path in files],
         bytes=sum(path.stat().st_size for path in files) if known_size else None,
     )
+
+
+def _without_repeats(files: list[Path]) -> list[Path]:
+    """Of a file and beginnings of it only the longest: nothing is read twice."""
+    longest: dict[Path, tuple[float, Path]] = {}
+    for path in files:
+        part = _PART_NAME.fullmatch(path.name)
+        whole, length = (path.with_name(part[1] + part[3]), int(part[2])) if part else (path, math.inf)
+        longest[whole] = max(longest.get(whole, (0, path)), (length, path))
+    return [path for _, path in longest.values()]
 
 
 def _stories_of(files: list[Path]) -> Iterator[str]:
@@ -116,7 +129,9 @@ def build_token_files(
         sides.append((text.val, {"val": val_path}))
     with ExitStack() as stack:
         writers = {path: stack.enter_context(TokenWriter(path, tokenizer.fingerprint)) for path in limits}
-        bar = stack.enter_context(tqdm(total=text.bytes, unit="B", unit_scale=True, desc=train_path.name, leave=False))
+        bar = stack.enter_context(
+            tqdm(total=text.bytes, unit="B", unit_scale=True, desc=train_path.name, leave=False, disable=None)
+        )
         for read, targets in sides:
             stories = _routed(read(), targets, corpus, counts, limits)
             for path, (ids, n_stories, n_bytes) in _encoded(stories, tokenizer, workers or os.cpu_count() or 1):
@@ -151,7 +166,7 @@ def _routed(
         for_val = len(targets) > 1 and _is_for_validation(story, corpus.val_percent)
         path = targets["val"] if for_val else main
         if (cleaned := clean_story(story, corpus.cleaning, counts[path])) is not None:
-            read += len(cleaned) if path == main else 0
+            read += _utf8_bytes(cleaned) if path == main else 0
             yield path, cleaned
 
 
@@ -191,5 +206,8 @@ def _bundled(stories: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, list[s
 
 
 def _encode(tokenizer: Tokenizer, stories: list[str]) -> Bundle:
-    text_bytes = sum(len(story) if story.isascii() else len(story.encode("utf-8")) for story in stories)
-    return tokenizer.encode_stories(stories), len(stories), text_bytes
+    return tokenizer.encode_stories(stories), len(stories), sum(map(_utf8_bytes, stories))
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8"))

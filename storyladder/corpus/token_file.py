@@ -73,6 +73,7 @@ class TokenWriter:
     def __init__(self, path: Path, tokenizer: str) -> None:
         self.path = path
         self._partial = path.with_name(path.name + ".partial")
+        self._sidecar_partial = path.with_name(path.name + ".json.partial")
         self._tokenizer = tokenizer
         self._digest = hashlib.sha256()
         self.tokens = self.stories = self.text_bytes = self.largest_id = 0
@@ -88,7 +89,8 @@ class TokenWriter:
     ) -> None:
         with contextlib.suppress(OSError):  # a full disk is told once, by the write that met it
             self._file.close()
-        self._partial.unlink(missing_ok=True)
+        for partial in (self._partial, self._sidecar_partial):
+            partial.unlink(missing_ok=True)
 
     def add(self, ids: Ids, *, stories: int, text_bytes: int) -> None:
         """Append the ids of some whole stories."""
@@ -122,13 +124,12 @@ class TokenWriter:
             os.fsync(self._file.fileno())
             self._file.close()
             # Room for the sidecar is taken before the old pair is touched.
-            sidecar_partial = _sidecar_path(self.path).with_suffix(".json.partial")
-            with sidecar_partial.open("w", encoding="utf-8") as file:
+            with self._sidecar_partial.open("w", encoding="utf-8") as file:
                 json.dump(dataclasses.asdict(sidecar), file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(self._partial, self.path)
-            os.replace(sidecar_partial, _sidecar_path(self.path))
+            os.replace(self._sidecar_partial, _sidecar_path(self.path))
         return sidecar
 
 
@@ -151,7 +152,7 @@ def _sidecar_path(path: Path) -> Path:
 
 
 def open_token_file(path: Path, *, tokenizer: str, vocab_size: int, at_least: int = 2) -> TokenFile:
-    """Map a token file and hold it against its sidecar: size, ids, tokenizer, SHA-256. DataError where they disagree."""
+    """Map a token file into memory. DataError where its size, ids, tokenizer or SHA-256 disagree with its sidecar."""
     sidecar = _read_sidecar(path)
     size = path.stat().st_size
     if size != sidecar.tokens * _DTYPE.itemsize:
@@ -163,8 +164,8 @@ def open_token_file(path: Path, *, tokenizer: str, vocab_size: int, at_least: in
         raise DataError(f"{path} was made with tokenizer {sidecar.tokenizer}, expected {tokenizer}; {_REBUILD}")
     if sidecar.largest_id >= vocab_size:
         raise DataError(
-            f"{path} holds token {sidecar.largest_id}, but the vocabulary has only {vocab_size:,} (0 to {vocab_size - 1}); "
-            f"set vocab_size in config.py or {_REBUILD}"
+            f"{path} holds token {sidecar.largest_id}, but the vocabulary has only {vocab_size:,} "
+            f"(0 to {vocab_size - 1}); set vocab_size in config.py or {_REBUILD}"
         )
     if sidecar.tokens < at_least:
         raise DataError(
@@ -172,7 +173,7 @@ def open_token_file(path: Path, *, tokenizer: str, vocab_size: int, at_least: in
             "or lower context_length in config.py"
         )
     ids = np.memmap(path, dtype=_DTYPE, mode="r")
-    _verify_content(path, ids, sidecar, vocab_size)
+    _verify_content(path, ids, sidecar)
     return TokenFile(path, ids, sidecar)
 
 
@@ -188,25 +189,26 @@ def _read_sidecar(path: Path) -> Sidecar:
         ) from None
     except (ValueError, OSError) as error:
         raise DataError(f"{_sidecar_path(path)} cannot be read ({error}); {_REBUILD}") from None
-    names = {field.name: field for field in dataclasses.fields(Sidecar)}
+    if isinstance(values, dict) and values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
+        raise DataError(f"{path} has format {values['format_version']}, expected {FORMAT_VERSION}; {_REBUILD}")
+    names = {field.name for field in dataclasses.fields(Sidecar)}
     whole = ("format_version", "tokens", "stories", "text_bytes", "largest_id")
     if (
         not isinstance(values, dict)
-        or values.keys() != names.keys()
+        or values.keys() != names
         or not all(isinstance(values[name], int) and values[name] >= 0 for name in whole)
     ):
         raise DataError(f"{_sidecar_path(path)} is not a sidecar of Storyladder; {_REBUILD}")
-    if values["format_version"] != FORMAT_VERSION or values["dtype"] != "uint16":
-        raise DataError(
-            f"{path} has format {values['format_version']} ({values['dtype']}), expected {FORMAT_VERSION} (uint16); {_REBUILD}"
-        )
+    if values["dtype"] != "uint16":
+        raise DataError(f"{path} holds {values['dtype']}, expected uint16; {_REBUILD}")
     return Sidecar(**values)
 
 
-def _verify_content(path: Path, ids: Ids, sidecar: Sidecar, vocab_size: int) -> None:
-    """Compare the SHA-256; the verdict is remembered beside the file, by size and time, so that it costs once."""
+def _verify_content(path: Path, ids: Ids, sidecar: Sidecar) -> None:
+    """Compare SHA-256 and largest id, once: the verdict is remembered beside the file, with its size and time."""
     stat = path.stat()
-    verdict = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sidecar.sha256}
+    promised = {"sha256": sidecar.sha256, "largest_id": sidecar.largest_id}
+    verdict = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, **promised}
     memory = path.with_name(f".{path.name}.verified")
     with contextlib.suppress(OSError, ValueError):
         if json.loads(memory.read_text(encoding="utf-8")) == verdict:
@@ -217,10 +219,10 @@ def _verify_content(path: Path, ids: Ids, sidecar: Sidecar, vocab_size: int) -> 
         block = ids[start : start + (1 << 23)]
         digest.update(block.tobytes())
         largest = max(largest, int(block.max()))
-    if digest.hexdigest() != sidecar.sha256:
-        raise DataError(f"{path} is not what was written (SHA-256 differs from its sidecar); {_REBUILD}")
-    if largest >= vocab_size:
-        raise DataError(f"{path} holds token {largest}, but the vocabulary has only {vocab_size:,}; {_REBUILD}")
+    found = {"sha256": digest.hexdigest(), "largest_id": largest}
+    if found != promised:
+        wrong = " and ".join(name for name in found if found[name] != promised[name])
+        raise DataError(f"{path} is not what was written ({wrong} not as in its sidecar); {_REBUILD}")
     with contextlib.suppress(OSError):  # a read-only data folder only means that the next start checks again
         memory.write_text(json.dumps(verdict), encoding="utf-8")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ RANKS_FILE = Path(__file__).parent / "assets" / "r50k_base.tiktoken"
 RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # GPT-2's split into words, as tiktoken_ext.openai_public writes it.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_LONGEST_RUN = 100_000  # of white space; in about a million tiktoken's search overflows its stack
+_LONG_RUN = re.compile(rf"\s{{{_LONGEST_RUN}}}")
 
 
 class Tokenizer:
@@ -39,15 +42,19 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; a literal <|endoftext|> inside it stays ordinary text."""
-        return self._encoding.encode_ordinary(text)
+        if len(text) <= _LONGEST_RUN:
+            return self._encoding.encode_ordinary(text)
+        ends = [match.end() for match in _LONG_RUN.finditer(text)]
+        pieces = [text[start:end] for start, end in zip([0, *ends], [*ends, len(text)], strict=True)]
+        return [token for piece in pieces for token in self._encoding.encode_ordinary(piece)]
 
     def encode_stories(self, stories: Sequence[str]) -> npt.NDArray[np.uint16]:
         """Ids of all the stories, each followed by EOT, as one array.
 
-        One call into tiktoken for all of them; only a story that holds the marker itself is encoded alone, so that its
-        marker stays text.
+        One call into tiktoken for all of them; where one holds the marker itself, or is very long, each is encoded
+        alone, so that its marker stays text.
         """
-        if any(EOT_TEXT in story for story in stories):
+        if any(EOT_TEXT in story or len(story) > _LONGEST_RUN for story in stories):
             ids = [token for story in stories for token in (*self.encode(story), EOT)]
             return np.array(ids, dtype=np.uint16)
         joined = EOT_TEXT.join([*stories, ""])

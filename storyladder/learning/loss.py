@@ -21,7 +21,7 @@ def next_token_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor, *
     tokens behind it, and costs as much as that one alone.
     """
     hidden_NC, targets_N = hidden_BTC.flatten(0, 1), targets_BT.flatten()
-    with_gradient = torch.is_grad_enabled() and hidden_BTC.requires_grad
+    with_gradient = torch.is_grad_enabled() and (hidden_BTC.requires_grad or weight_VC.requires_grad)
     if not with_gradient:
         return _chunks(hidden_NC, weight_VC, targets_N, log_unseen, None, None)
     loss: Tensor = _HeadLoss.apply(hidden_NC, weight_VC, targets_N, log_unseen)  # type: ignore[no-untyped-call]
@@ -75,7 +75,7 @@ def _chunks(
             scores_RV[:, -1] += log_unseen
             torch.log_softmax(scores_RV, dim=1, out=scores_RV)
             loss -= scores_RV.gather(1, targets_R1).sum()
-            loss += log_unseen * (targets_R1 == V - 1).sum()
+            loss += log_unseen * (targets_R1 == V - 1).sum(dtype=wide)
             if grad_hidden_NC is None or grad_weight_VC is None:
                 continue
             scores_RV.exp_().scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1, dtype=wide))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from storyladder.runtime.machine import free_memory
 from storyladder.settings import ModelConfig, StageConfig
 
 _BYTES_PER_PARAMETER = 16  # float32 weight, gradient and AdamW's two moments
@@ -23,15 +22,17 @@ def predicted_memory(model: ModelConfig, *, n_rows: int, micro_batch_size: int) 
     return _BASE_BYTES + _BYTES_PER_PARAMETER * parameters + activations + head
 
 
-def fitting_micro_batch(model: ModelConfig, stage: StageConfig, device: torch.device, *, n_rows: int) -> int:
-    """Sequences per forward: what config.py says, else the largest divisor of the batch that fits into memory."""
+def fitting_micro_batch(
+    model: ModelConfig, stage: StageConfig, device: torch.device, *, n_rows: int, free_bytes: int | None
+) -> int:
+    """Sequences per forward: what config.py says, else the largest divisor of the batch that fits into `free_bytes`."""
     if stage.micro_batch_size is not None:
         return stage.micro_batch_size
-    free = free_memory(device)
     divisors = [size for size in range(stage.batch_size, 0, -1) if stage.batch_size % size == 0]
     if device.type == "cpu":
         divisors = [size for size in divisors if size * model.context_length <= _CPU_TOKENS] or [1]
     for size in divisors:
-        if free is None or predicted_memory(model, n_rows=n_rows, micro_batch_size=size) <= _SHARE * free:
+        predicted = predicted_memory(model, n_rows=n_rows, micro_batch_size=size)
+        if free_bytes is None or predicted <= _SHARE * free_bytes:
             return size
     return 1

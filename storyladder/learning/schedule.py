@@ -11,7 +11,7 @@ _EVALUATIONS_IN_FITTED_RUN = 8
 
 
 def lr_at(step: int, stage: StageConfig) -> float:
-    """Learning rate of the update after `step` updates: linear warm-up, then a cosine that is at min_lr at max_steps."""
+    """Learning rate of the update after `step` updates: linear warm-up, then a cosine to min_lr at max_steps."""
     if step < stage.warmup_steps:
         return stage.max_lr * (step + 1) / stage.warmup_steps
     progress = min(1.0, (step - stage.warmup_steps) / max(1, stage.max_steps - stage.warmup_steps))

@@ -19,7 +19,7 @@ from storyladder.settings import StageConfig
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What one step was like. A step that is not `applied` met a loss or gradient that was not finite: nothing moved."""
+    """What one step was like. One that is not `applied` met a loss or gradient that was not finite: nothing moved."""
 
     train_loss: float  # nats per token, before the update
     grad_norm: float  # before clipping
@@ -87,7 +87,7 @@ def accumulate_gradients(
             nats = next_token_loss(hidden_BTC, model.head_weight, targets_BT[micro], log_unseen=vocabulary.log_unseen)
         loss = nats / targets_BT.numel()
         _backward(scaler.scale(loss))
-        total += loss.detach()
+        total = total + loss.detach()
     for name, parameter in model.named_parameters():
         if name == EMBEDDING and parameter.grad is not None:
             vocabulary.share_gradient(parameter.grad)

@@ -63,7 +63,7 @@ class CompactVocabulary:
 
     def hidden_squares(self, grad_RC: Tensor) -> Tensor | float:
         """What the U - 1 rows that are not there would add to the square of the gradient's norm."""
-        return (self.n_unseen - 1) * grad_RC[-1].float().square().sum() if self.n_unseen else 0.0
+        return (self.n_unseen - 1) * grad_RC[-1].square().sum() if self.n_unseen else 0.0
 
 
 def start_rows_equal(weight_VC: Tensor, seen_V: Tensor) -> None:

@@ -45,7 +45,7 @@ def evaluate(
     vocabulary: CompactVocabulary,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Mean loss over every target of the windows, without dropout. The model's mode and random state stay as they were."""
+    """Mean loss over every target of the windows, without dropout. The model's mode and random state are left alone."""
     was_training = model.training
     model.eval()
     nats = torch.zeros((), device=device, dtype=torch.float64 if device.type != "mps" else torch.float32)

@@ -1,4 +1,4 @@
-"""The user's mistakes: one clear line and exit status 2. Every other exception keeps its traceback, because it is ours."""
+"""The user's mistakes: one clear line and exit status 2. Every other exception is ours and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what is wrong (with the value), what was expected, what to type next."""
+    """Something the user can mend. The message says what is wrong (the value), what was expected, what to type next."""
 
     exit_status = 2
 
@@ -32,7 +32,7 @@ class CheckpointError(UserError):
 
 
 class SaveFailed(UserError):
-    """Saving failed several times in a row; the last good file is named. 75 is the exit status for `try again later`."""
+    """Saving failed several times in a row; the last good file is named. Status 75 means `try again later`."""
 
     exit_status = 75
 
@@ -55,8 +55,12 @@ class Interrupted(Exception):
 def user_errors() -> Iterator[None]:
     """Turn a UserError into one message on stderr and its exit status; leave quietly on a signal or a closed pipe."""
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        except SystemExit:  # --help leaves like this
+            _flush_stdout()
+            raise
+        _flush_stdout()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_status) from None
@@ -68,3 +72,9 @@ def user_errors() -> Iterator[None]:
         # `python generate.py | head`: the reader has left. Python would complain once more while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows does not name
+
+
+def _flush_stdout() -> None:
+    """Here, where a closed pipe is expected. There is no stdout where the caller closed it."""
+    if sys.stdout is not None:
+        sys.stdout.flush()

@@ -50,7 +50,8 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"--device {name!r} is unknown; there are auto, cuda, cuda:1, mps and cpu") from None
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    there = (device.index or 0) < count.get(device.type, 0)
+    # torch keeps eight bits of the number: it takes cuda:256 for cuda:0.
+    there = str(device) == name and (device.index or 0) < count.get(device.type, 0)
     if not there:
         raise UserError(f"--device {name}: torch {torch.__version__} finds no such device here; try --device auto")
     return device

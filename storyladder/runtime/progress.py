@@ -1,7 +1,8 @@
-"""What the terminal shows while a stage trains: a bar with the time left for the whole stage, or plain lines in a log."""
+"""What the terminal shows while a stage trains: a bar with the time left for the stage, or plain lines in a log."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from types import TracebackType
@@ -49,21 +50,29 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.close()
+        with _whoever_listens():
+            self._bar.close()
 
     def show(self, step: int, max_steps: int, words: str) -> None:
         """Move the bar to `step`, with words behind it; without a terminal, a line now and then."""
         if self._terminal:
             self._bar.total = max_steps
             self._bar.n = step
-            self._bar.set_postfix_str(words)
+            with _whoever_listens():
+                self._bar.set_postfix_str(words)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_SECONDS
             self.say(f"{self._name} step {step:,} of {max_steps:,}: {words}")
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
-        if self._terminal:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
+        with _whoever_listens():
+            if self._terminal:
+                self._bar.write(line, file=sys.stderr)
+            else:
+                print(line, file=sys.stderr, flush=True)
+
+
+def _whoever_listens() -> contextlib.AbstractContextManager[None]:
+    """A terminal that was closed, or a log on a full disk, takes the words away and not the training."""
+    return contextlib.suppress(OSError)

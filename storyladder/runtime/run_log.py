@@ -27,16 +27,16 @@ class RunLog:
             self._guarded(lambda: os.replace(self.path, self.path.with_suffix(".before.jsonl")))
 
     def keep_until(self, step: int, *, evaluated_at: int) -> None:
-        """Drop what was recorded after `step`, evaluations after `evaluated_at`, and a line that was torn in writing."""
+        """Drop what was recorded after `step`, evaluations after `evaluated_at`, and a line torn in writing."""
         if not self.path.exists():
             return
         last = {"train": step, "skipped": step, "evaluation": evaluated_at}
-        records = [
-            record for record in read_records(self.path) if record.get("step", 0) <= last.get(record["event"], step)
-        ]
         partial = self.path.with_suffix(".partial")
 
         def rewrite() -> None:
+            records = [
+                record for record in read_records(self.path) if record.get("step", 0) <= last.get(record["event"], step)
+            ]
             partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
             os.replace(partial, self.path)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 from storyladder.runtime.errors import Interrupted
 
 _LEAVE = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_STDERR = 2
 _SAVE = getattr(signal, "SIGUSR1", None)  # absent on Windows
 
 
@@ -45,7 +45,10 @@ class StopRequest:
         if self.requested:
             os._exit(128 + number)
         self.signal_number = number
-        print("\nleaving as soon as everything is saved (once more: leave at once)", file=sys.stderr, flush=True)
+        # Not print: it raises where the signal came in the middle of another print. And SIGHUP says that the terminal
+        # is gone, which must not keep anybody from saving.
+        with contextlib.suppress(OSError):
+            os.write(_STDERR, b"\nleaving as soon as everything is saved (once more: leave at once)\n")
 
     def _on_save(self, _number: int, _frame: FrameType | None) -> None:
         self._save = True
@@ -53,11 +56,17 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """A StopRequest that listens to signals inside the `with`; the old handlers come back afterwards."""
+    """A StopRequest that listens to signals inside the `with`; the old handlers come back afterwards.
+
+    A SIGHUP that is ignored stays ignored: that is what `nohup` is for.
+    """
     stop = StopRequest()
     handlers: dict[int, Callable[[int, FrameType | None], None]] = {number: stop._on_leave for number in _LEAVE}
     if _SAVE is not None:
         handlers[_SAVE] = stop._on_save
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN:
+        del handlers[hangup]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield stop

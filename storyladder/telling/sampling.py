@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def next_token(scores_V: Tensor, *, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """One token id drawn from softmax(scores / temperature) among the `top_k` likeliest; temperature 0 takes the likeliest.
+    """One id drawn from softmax(scores / temperature) among the `top_k` likeliest; temperature 0 takes the likeliest.
 
     `generator` lives on the CPU, so that a seed tells the same story on every device with equal scores.
     """
@@ -18,6 +18,6 @@ def next_token(scores_V: Tensor, *, temperature: float, top_k: int | None, gener
         kept_K, ids_K = torch.topk(scores_V, top_k)
     else:
         kept_K, ids_K = scores_V, torch.arange(len(scores_V))
-    # Shifted first: a tiny temperature must not overflow.
-    probabilities_K = torch.softmax((kept_K - kept_K.max()) / temperature, dim=0)
+    # Shifted first, and divided in float64: a tiny temperature must neither overflow nor become zero.
+    probabilities_K = torch.softmax((kept_K - kept_K.max()).double() / temperature, dim=0)
     return int(ids_K[torch.multinomial(probabilities_K, 1, generator=generator)])

@@ -45,7 +45,7 @@ def story_tokens(
         idx_BT = torch.tensor([unread], device=device)
         hidden_C = model.hidden(idx_BT, cache)[0, -1]
         token = next_token(
-            F.linear(hidden_C, model.head_weight),
+            F.linear(hidden_C, model.head_weight[: Tokenizer.vocab_size]),  # a padded vocabulary has rows without text
             temperature=settings.temperature,
             top_k=settings.top_k,
             generator=generator,

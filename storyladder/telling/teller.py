@@ -29,9 +29,9 @@ def load_teller(ladder: Ladder, checkpoint: Path | None, build_model: BuildModel
     path, payload = (checkpoint, read_checkpoint(checkpoint)) if checkpoint is not None else _highest(ladder)
     config = model_config(payload, path)
     model = build_model(config)
-    weights = payload.get("model")
-    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    if not isinstance(weights, dict) or {name: tuple(value.shape) for name, value in weights.items()} != expected:
+    weights = payload["model"]
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != expected:
         raise CheckpointError(f"{path}: its weights do not fit its settings; train the stage again")
     model.load_state_dict(weights)
     model.to(device)
@@ -62,13 +62,11 @@ def _highest(ladder: Ladder) -> tuple[Path, Payload]:
 
 def model_config(payload: Payload, path: Path) -> ModelConfig:
     """The network's settings that a checkpoint carries, checked before anything is allocated."""
-    values = payload.get("settings", {}).get("model")
     try:
-        config = ModelConfig(**values)
-        check_part(str(path), config)
-    except (TypeError, SettingsError) as error:
+        config = check_part("model", ModelConfig(**payload["settings"]["model"]))
+        stored = sum(tensor.numel() for tensor in payload["model"].values())
+    except (KeyError, TypeError, AttributeError, SettingsError) as error:
         raise CheckpointError(f"{path} does not say what its model looks like: {error}") from None
-    stored = sum(tensor.numel() for tensor in payload.get("model", {}).values())
     if config.n_params != stored:
         raise CheckpointError(f"{path} promises {config.n_params:,} parameters and holds {stored:,}")
     return config

@@ -1,0 +1,40 @@
+# make demo and make test are all that a fresh machine with Python and make needs.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+STORY  := Once upon a time, there was a
+
+.PHONY: demo test check mutants faults bench clean
+demo: $(VENV)/installed
+	$(PY) prepare_data.py --preset demo --sample
+	$(PY) train_tiny.py --preset demo
+	$(PY) train_children.py --preset demo
+	$(PY) train_simp.py --preset demo
+	@echo
+	$(PY) generate.py --preset demo --seed 1 --prompt "$(STORY)"
+
+test: $(VENV)/installed-dev
+	$(PY) -m pytest -n auto
+
+check: $(VENV)/installed-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -n auto
+
+mutants: $(VENV)/installed-dev
+	$(PY) tests/mutants.py
+
+$(VENV)/installed: requirements.txt constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(PIP) -r requirements-dev.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

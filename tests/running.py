@@ -1,0 +1,49 @@
+"""How tests run a script as a user does: in a process of its own, on settings whose folders lie under tmp_path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+# Without what the one who runs the tests has set: PYTHONUNBUFFERED moves the place where a closed pipe is met.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+SCRIPTS = ("prepare_data.py", "train_tiny.py", "train_children.py", "train_simp.py", "generate.py")
+
+
+def command(script: str, *flags: object) -> list[str]:
+    """What to type."""
+    return [sys.executable, str(PROJECT / script), *map(str, flags)]
+
+
+def run_script(
+    script: str, *flags: object, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Its exit status, stdout and stderr."""
+    return subprocess.run(
+        command(script, *flags),
+        cwd=PROJECT,
+        env={**ENVIRONMENT, **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def refusal(script: str, *flags: object) -> str:
+    """The message of a command that refuses: exit status 2, nothing on stdout, `error: ...` and no traceback."""
+    done = run_script(script, *flags)
+    assert done.returncode == 2, done
+    assert done.stdout == "" and done.stderr.startswith("error: ") and "Traceback" not in done.stderr, done
+    return done.stderr
+
+
+def edited_config(folder: Path, *lines: str) -> Path:
+    """A copy of config.py with lines added at its end, as a user would edit it."""
+    path = folder / "edited.py"
+    text = (PROJECT / "config.py").read_text(encoding="utf-8")
+    path.write_text(text + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return path

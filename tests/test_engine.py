@@ -1,0 +1,472 @@
+"""The promises of the loop: exact resume, early stopping, hand-over, saves that fail, numbers that go bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+
+from model import GPT
+from storyladder.command_line import StageRun
+from storyladder.engine import train_stage
+from storyladder.runtime.checkpoint import load_checkpoint, previous_of, read_checkpoint, save_checkpoint
+from storyladder.runtime.errors import CheckpointError, Interrupted, SaveFailed, TrainingFailed, UserError
+from storyladder.runtime.run_log import read_records
+from storyladder.settings import Ladder, ModelConfig
+from storyladder.stage_files import StageFiles
+
+
+def run_of(ladder: Ladder, name: str = "tiny", **flags: Any) -> StageRun:
+    return StageRun(ladder=ladder, stage=ladder.stage(name), device="cpu", **flags)
+
+
+def with_stage(ladder: Ladder, name: str = "tiny", **changes: Any) -> Ladder:
+    stages = tuple(replace(stage, **changes) if stage.name == name else stage for stage in ladder.stages)
+    return replace(ladder, stages=stages)
+
+
+class SignalAt:
+    """Builds models that send this process a real signal at the n-th forward of training, or of evaluation."""
+
+    def __init__(self, n: int, *, training: bool = True, number: int = signal.SIGTERM) -> None:
+        self.left = n
+        self.training = training
+        self.number = number
+
+    def __call__(self, config: ModelConfig) -> GPT:
+        outer = self
+
+        class Counted(GPT):
+            def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+                if self.training == outer.training:
+                    outer.left -= 1
+                    if outer.left == 0:
+                        os.kill(os.getpid(), outer.number)
+                return super().hidden(idx_BT, cache)
+
+        return Counted(config)
+
+
+MICROS = 2  # forwards in a step of the toy stages
+BATCHES_OF_EVALUATION = 9  # 15 whole windows by twos, and the rest of the file
+
+
+def interrupt_in_step(ladder: Ladder, step: int, name: str = "tiny", **flags: Any) -> None:
+    """Run the stage until a signal arrives in the middle of `step` (counted from where this run starts)."""
+    with pytest.raises(Interrupted):
+        train_stage(run_of(ladder, name, **flags), SignalAt(MICROS * step + 2))
+
+
+def plain_state(path: Path) -> dict[str, Any]:
+    """A checkpoint without what the clock wrote into it."""
+    payload = read_checkpoint(path)
+    payload.get("progress", {}).pop("train_seconds", None)
+    for key in ("train_seconds", "digest"):
+        payload.pop(key, None)
+    return payload
+
+
+def assert_equal(a: Any, b: Any, where: str = "") -> None:
+    """Bit for bit, tensors and plain values."""
+    assert type(a) is type(b), where
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_equal(a[key], b[key], f"{where}/{key}")
+    else:
+        assert a == b, where
+
+
+def plain_record(path: Path) -> list[dict[str, Any]]:
+    """What was measured, without times and speeds."""
+    clocked = {"time", "tokens_per_s", "train_seconds", "peak_memory"}
+    return [
+        {key: value for key, value in record.items() if key not in clocked}
+        for record in read_records(path)
+        if record["event"] != "start"
+    ]
+
+
+def elsewhere(ladder: Ladder, tmp_path: Path, name: str) -> Ladder:
+    """The same ladder and data under another root."""
+    root = tmp_path / name
+    (root / "data").mkdir(parents=True)
+    for path in ladder.folder("data").iterdir():
+        (root / "data" / path.name).write_bytes(path.read_bytes())
+    return replace(ladder, paths=replace(ladder.paths, root=str(root)))
+
+
+# --- exact resume -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interruptions", [[0], [1], [2], [3], [1, 1, 1], [4]])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    toy_data: Ladder, tmp_path: Path, interruptions: list[int]
+) -> None:
+    """Evaluations are at steps 0, 3, 6; an epoch has 10.75 batches here, so steps 9 to 12 cross its end."""
+    ladder = with_stage(toy_data, max_steps=14)
+    whole, parts = elsewhere(ladder, tmp_path, "whole"), elsewhere(ladder, tmp_path, "parts")
+    interrupt_in_step(whole, 12)
+    for step in interruptions:
+        interrupt_in_step(parts, step)
+    done = read_checkpoint(StageFiles.of(parts, parts.stage("tiny")).resume)["progress"]["step"]
+    interrupt_in_step(parts, 12 - done)
+    files = [StageFiles.of(ladder, ladder.stage("tiny")) for ladder in (whole, parts)]
+    assert plain_state(files[0].resume)["progress"]["step"] == 13
+    assert_equal(plain_state(files[0].resume), plain_state(files[1].resume))
+    for ladder in (whole, parts):
+        train_stage(run_of(ladder), GPT)
+    assert_equal(plain_state(files[0].result), plain_state(files[1].result))
+    assert plain_record(files[0].record) == plain_record(files[1].record)
+
+
+def test_a_crossed_epoch_is_really_crossed(toy_data: Ladder) -> None:
+    stage, length = toy_data.stage("tiny"), toy_data.model.context_length
+    assert 9 < (700 - 1) // length / stage.batch_size < 12
+
+
+def test_a_signal_in_the_middle_of_an_evaluation_leaves_it_without_a_verdict(toy_data: Ladder, tmp_path: Path) -> None:
+    whole, parts = elsewhere(toy_data, tmp_path, "whole"), elsewhere(toy_data, tmp_path, "parts")
+    train_stage(run_of(whole), GPT)
+    with pytest.raises(Interrupted):
+        train_stage(run_of(parts), SignalAt(BATCHES_OF_EVALUATION + 1, training=False))
+    resume = StageFiles.of(parts, parts.stage("tiny")).resume
+    assert read_checkpoint(resume)["progress"] | {"train_seconds": 0} == {
+        **read_checkpoint(resume)["progress"],
+        "step": 3,
+        "evaluated_at": 0,
+        "bad_evals": 0,
+        "train_seconds": 0,
+    }
+    train_stage(run_of(parts), GPT)
+    results = [StageFiles.of(ladder, ladder.stage("tiny")) for ladder in (whole, parts)]
+    assert_equal(plain_state(results[0].result), plain_state(results[1].result))
+    assert plain_record(results[0].record) == plain_record(results[1].record)
+
+
+def test_killed_between_saves_resumes_from_the_last_one_and_ends_the_same(toy_data: Ladder, tmp_path: Path) -> None:
+    whole, killed = elsewhere(toy_data, tmp_path, "whole"), elsewhere(toy_data, tmp_path, "killed")
+    train_stage(run_of(whole), GPT)
+    child = os.fork()
+    if child == 0:  # SIGKILL in step 5: the last save was at step 4
+        train_stage(run_of(killed), SignalAt(MICROS * 5 + 1, number=signal.SIGKILL))
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    files = [StageFiles.of(ladder, ladder.stage("tiny")) for ladder in (whole, killed)]
+    assert read_checkpoint(files[1].resume)["progress"]["step"] == 4
+    train_stage(run_of(killed), GPT)
+    assert_equal(plain_state(files[0].result), plain_state(files[1].result))
+    assert plain_record(files[0].record) == plain_record(files[1].record)
+
+
+def test_a_resumed_stage_goes_on_with_the_generation_before_when_the_newest_is_damaged(
+    toy_data: Ladder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, damaged = elsewhere(toy_data, tmp_path, "whole"), elsewhere(toy_data, tmp_path, "damaged")
+    train_stage(run_of(whole), GPT)
+    interrupt_in_step(damaged, 4)
+    files = [StageFiles.of(ladder, ladder.stage("tiny")) for ladder in (whole, damaged)]
+    assert read_checkpoint(previous_of(files[1].resume))["progress"]["step"] == 4
+    files[1].resume.write_bytes(files[1].resume.read_bytes()[:-1000])
+    train_stage(run_of(damaged), GPT)
+    said = capsys.readouterr().err
+    assert "damaged" in said and ".corrupt" in said and "step 4" in said
+    assert_equal(plain_state(files[0].result), plain_state(files[1].result))
+
+
+def test_when_all_resume_states_are_damaged_it_stops_and_never_starts_over_silently(toy_data: Ladder) -> None:
+    interrupt_in_step(toy_data, 4)
+    files = StageFiles.of(toy_data, toy_data.stage("tiny"))
+    for path in (files.resume, previous_of(files.resume)):
+        path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        train_stage(run_of(toy_data), GPT)
+
+
+# --- early stopping ---------------------------------------------------------------------------------------------------
+
+
+def never_improving(ladder: Ladder, patience: int) -> Ladder:
+    """A rate so small that float32 weights do not move: every evaluation ties with the first."""
+    return with_stage(
+        ladder, max_steps=60, max_lr=1e-12, min_lr=0.0, weight_decay=0.0, patience=patience, eval_interval=2
+    )
+
+
+def test_it_stops_after_patience_evaluations_without_improvement_and_keeps_the_best(toy_data: Ladder) -> None:
+    ladder = never_improving(toy_data, patience=3)
+    train_stage(run_of(ladder), GPT)
+    files = StageFiles.of(ladder, ladder.stage("tiny"))
+    evaluations = [record for record in read_records(files.record) if record["event"] == "evaluation"]
+    assert [record["step"] for record in evaluations] == [0, 2, 4, 6]
+    assert [record["best"] for record in evaluations] == [True, False, False, False]
+    assert read_checkpoint(files.result)["step"] == 0
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_patience_survives_an_interruption_and_no_evaluation_counts_twice(toy_data: Ladder, step: int) -> None:
+    """A signal in step 1 or 3 is obeyed before the evaluation that is due next, one in step 4 after one."""
+    ladder = never_improving(toy_data, patience=3)
+    interrupt_in_step(ladder, step)
+    progress = read_checkpoint(StageFiles.of(ladder, ladder.stage("tiny")).resume)["progress"]
+    assert progress["bad_evals"] == step // 2
+    train_stage(run_of(ladder), GPT)
+    record = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    assert [entry["step"] for entry in record if entry["event"] == "evaluation"] == [0, 2, 4, 6]
+
+
+def test_the_result_holds_the_best_weights_and_not_the_last(toy_data: Ladder) -> None:
+    """A rate that wrecks the model late: the warm-up ends at a rate far too high."""
+    ladder = with_stage(toy_data, max_steps=12, warmup_steps=11, max_lr=5.0, min_lr=5.0, eval_interval=1)
+    train_stage(run_of(ladder), GPT)
+    files = StageFiles.of(ladder, ladder.stage("tiny"))
+    losses = {
+        record["step"]: record["val_loss"] for record in read_records(files.record) if record["event"] == "evaluation"
+    }
+    result = read_checkpoint(files.result)
+    assert result["val_loss"] == min(losses.values()) < losses[12]
+    assert result["step"] == min(losses, key=losses.__getitem__)
+
+
+# --- the ladder -------------------------------------------------------------------------------------------------------
+
+
+def test_the_next_stage_starts_from_the_result_with_a_fresh_optimizer(toy_data: Ladder) -> None:
+    """The result is marked first: in a short run the best weights are the last, and nobody would see a mix-up."""
+    train_stage(run_of(toy_data, "tiny"), GPT)
+    tiny = StageFiles.of(toy_data, toy_data.stage("tiny"))
+    marked = read_checkpoint(tiny.result)
+    marked["model"] = {name: tensor + 1.0 for name, tensor in marked["model"].items()}
+    save_checkpoint(tiny.result, marked, keep_previous=False)
+    ladder = with_stage(toy_data, "children", max_lr=1e-12, min_lr=0.0, weight_decay=0.0, max_steps=3)
+    interrupt_in_step(ladder, 0, "children")
+    state = read_checkpoint(StageFiles.of(ladder, ladder.stage("children")).resume)
+    assert_equal(state["model"], marked["model"])
+    assert state["optimizer"]["updates"] == 1
+    assert [stage["name"] for stage in state["settings"]["stages"]] == ["tiny", "children"]
+
+
+def test_tokens_seen_by_earlier_stages_keep_rows_of_their_own(toy_data: Ladder) -> None:
+    for name in ("tiny", "children", "simple"):
+        train_stage(run_of(toy_data, name), GPT)
+    seen = [
+        int(read_checkpoint(StageFiles.of(toy_data, stage).result)["seen_tokens"].sum()) for stage in toy_data.stages
+    ]
+    assert seen[0] < seen[1] < seen[2] < 200
+
+
+def test_compact_and_full_vocabulary_train_to_the_same_weights(toy_data: Ladder, tmp_path: Path) -> None:
+    ladders = [
+        with_stage(elsewhere(toy_data, tmp_path, str(compact)), compact_vocabulary=compact) for compact in (True, False)
+    ]
+    for ladder in ladders:
+        train_stage(run_of(ladder), GPT)
+    a, b = (read_checkpoint(StageFiles.of(ladder, ladder.stage("tiny")).result) for ladder in ladders)
+    assert a["val_loss"] == pytest.approx(b["val_loss"], abs=1e-4)
+    for name, tensor in a["model"].items():
+        torch.testing.assert_close(tensor, b["model"][name], atol=2e-3, rtol=0)
+
+
+def test_a_stage_without_its_predecessor_names_the_command_to_run_first(toy_data: Ladder) -> None:
+    with pytest.raises(CheckpointError, match=r"has not been trained; run python train_tiny\.py first"):
+        train_stage(run_of(toy_data, "children"), GPT)
+    interrupt_in_step(toy_data, 4)
+    with pytest.raises(CheckpointError, match="is not finished"):
+        train_stage(run_of(toy_data, "children"), GPT)
+
+
+def test_a_finished_stage_says_so_and_changes_nothing(toy_data: Ladder, capsys: pytest.CaptureFixture[str]) -> None:
+    train_stage(run_of(toy_data), GPT)
+    result = StageFiles.of(toy_data, toy_data.stage("tiny")).result
+    before = result.read_bytes()
+    capsys.readouterr()
+    train_stage(run_of(toy_data), GPT)
+    assert "is finished" in capsys.readouterr().out
+    assert result.read_bytes() == before
+
+
+def test_fresh_starts_over_and_keeps_the_old_result_aside(toy_data: Ladder) -> None:
+    train_stage(run_of(toy_data), GPT)
+    result = StageFiles.of(toy_data, toy_data.stage("tiny")).result
+    before = result.read_bytes()
+    train_stage(run_of(toy_data, fresh=True), GPT)
+    aside = list(result.parent.glob(f"{result.stem}.before-*.pt"))
+    assert [path.read_bytes() for path in aside] == [before]
+    assert_equal(plain_state(result), plain_state(aside[0]))
+
+
+def test_fresh_with_bad_data_leaves_the_old_result_where_it_is(toy_data: Ladder) -> None:
+    train_stage(run_of(toy_data), GPT)
+    result = StageFiles.of(toy_data, toy_data.stage("tiny")).result
+    (toy_data.folder("data") / "train.bin").write_bytes(b"xx")
+    with pytest.raises(UserError, match="prepare_data"):
+        train_stage(run_of(toy_data, fresh=True), GPT)
+    assert result.exists()
+
+
+# --- changes between save and resume ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_lr": 5e-3}, {"batch_size": 8}, {"seed": 8}, {"max_steps": 9}, {"beta2": 0.9}, {"warmup_steps": 1}]
+)
+def test_a_changed_setting_is_refused_with_both_values_or_accepted_by_flag(
+    toy_data: Ladder, change: dict[str, Any]
+) -> None:
+    interrupt_in_step(toy_data, 1)
+    changed = with_stage(toy_data, **change)
+    (name, value), *_ = change.items()
+    with pytest.raises(UserError, match=rf"{name} was .* and is {value}"):
+        train_stage(run_of(changed), GPT)
+    train_stage(run_of(changed, accept_changes=True), GPT)
+
+
+def test_settings_that_only_say_how_to_run_may_change(toy_data: Ladder) -> None:
+    interrupt_in_step(toy_data, 1)
+    train_stage(run_of(with_stage(toy_data, save_interval=3, log_interval=2, micro_batch_size=1, patience=9)), GPT)
+
+
+def test_changed_data_are_refused(toy_data: Ladder, write_toy_tokens: Callable[..., Path]) -> None:
+    interrupt_in_step(toy_data, 1)
+    write_toy_tokens(toy_data.folder("data") / "train.bin", seed=99)
+    with pytest.raises(UserError, match=r"content of train.bin changed"):
+        train_stage(run_of(toy_data), GPT)
+
+
+def test_a_model_of_another_shape_is_refused_with_both_sizes(toy_data: Ladder) -> None:
+    interrupt_in_step(toy_data, 1)
+    wider = replace(toy_data, model=replace(toy_data.model, n_embd=32))
+    with pytest.raises(CheckpointError, match=r"n_embd is 16 there and 32 in config.py"):
+        train_stage(run_of(wider), GPT)
+
+
+# --- saves that fail, numbers that go bad -----------------------------------------------------------------------------
+
+
+def test_a_failed_save_is_said_and_training_goes_on(
+    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full for the second save only."""
+    files = StageFiles.of(toy_data, toy_data.stage("tiny"))
+    partial = files.resume.with_suffix(".partial")
+    partial.parent.mkdir(parents=True)
+    partial.mkdir()  # where the resume state is to be written: opening it fails
+    train_stage(run_of(toy_data), GPT)
+    assert "could not be saved" in capsys.readouterr().err
+    assert files.result.exists()
+    events = [record["event"] for record in read_records(files.record)]
+    assert events.count("save failed") == 2 and events[-1] == "finished"
+
+
+def test_three_failed_saves_in_a_row_stop_with_status_75_and_the_last_good_file(toy_data: Ladder) -> None:
+    ladder = with_stage(toy_data, save_interval=1, eval_interval=100, max_steps=50)
+    files = StageFiles.of(ladder, ladder.stage("tiny"))
+    partial = files.resume.with_suffix(".partial")
+    partial.mkdir(parents=True)
+    with pytest.raises(SaveFailed, match=r"tiny_best\.pt") as stop:
+        train_stage(run_of(ladder), GPT)
+    assert stop.value.exit_status == 75
+
+
+class Poisoned(GPT):
+    """A network whose loss is NaN in some forwards of training."""
+
+    poisoned: ClassVar[set[int]] = set()
+    count = 0
+
+    def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+        x = super().hidden(idx_BT, cache)
+        if self.training:
+            type(self).count += 1
+            if type(self).count in self.poisoned:
+                return x * float("nan")
+        return x
+
+
+def poisoned(*forwards: int) -> type[GPT]:
+    return type("PoisonedHere", (Poisoned,), {"poisoned": set(forwards), "count": 0})
+
+
+def test_a_step_that_is_not_finite_moves_nothing_is_counted_and_recorded_as_what_it_was(toy_data: Ladder) -> None:
+    train_stage(run_of(toy_data), poisoned(MICROS * 2 + 1))
+    files = StageFiles.of(toy_data, toy_data.stage("tiny"))
+    skipped = [record for record in read_records(files.record) if record["event"] == "skipped"]
+    assert [(record["step"], record["train_loss"]) for record in skipped] == [(3, "nan")]
+    result = read_checkpoint(files.result)
+    assert all(tensor.isfinite().all() for tensor in result["model"].values())
+
+
+def test_many_bad_steps_in_a_row_stop_with_the_best_weights_named(toy_data: Ladder) -> None:
+    ladder = with_stage(toy_data, max_steps=100, eval_interval=100)
+    with pytest.raises(TrainingFailed, match=r"20 steps in a row.*tiny_best.pt") as stop:
+        train_stage(run_of(ladder), poisoned(*range(9, 300)))
+    assert stop.value.exit_status == 70
+
+
+# --- planning and fitting ---------------------------------------------------------------------------------------------
+
+
+def test_a_plan_names_what_is_needed_and_writes_nothing(toy_data: Ladder, capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(toy_data.paths.root)
+    train_file = toy_data.folder("data") / "train.bin"
+    before = {path for path in root.rglob("*") if not path.name.startswith(".")}
+    train_stage(run_of(toy_data, plan=True), GPT)
+    said = capsys.readouterr().out
+    for word in ("device cpu", "fp32", "parameters", "tokens/s", "6 steps", "memory", "disk", "random weights"):
+        assert word in said
+    assert {path for path in root.rglob("*") if not path.name.startswith(".")} == before
+    assert train_file.exists()
+
+
+def test_minutes_fit_the_schedule_to_the_time_and_the_rate_comes_down_to_its_end(toy_data: Ladder) -> None:
+    ladder = with_stage(toy_data, max_steps=10**6, eval_interval=10**5, save_interval=10**5)
+    train_stage(run_of(ladder, minutes=0.08), GPT)
+    records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    trained = [record for record in records if record["event"] == "train"]
+    assert records[-1]["event"] == "finished"
+    assert 2 <= trained[-1]["step"] < 10**5
+    assert trained[-1]["lr"] < 0.5 * ladder.stage("tiny").max_lr
+    assert records[-1]["time"] - records[0]["time"] < 12  # 5 s were asked for, on a machine that may be busy
+
+
+def test_a_stage_that_was_fitted_to_minutes_keeps_its_schedule_when_it_is_resumed(toy_data: Ladder) -> None:
+    ladder = with_stage(toy_data, max_steps=10**6, eval_interval=10**5, save_interval=10**5)
+    interrupt_in_step(ladder, 9, minutes=0.1)  # of which up to 8 measure the speed
+    fitted = read_checkpoint(StageFiles.of(ladder, ladder.stage("tiny")).resume)["progress"]["fitted"]
+    assert 2 <= fitted["max_steps"] < 10**5 and fitted["val_windows"] <= 16
+    train_stage(run_of(ladder), GPT)
+    records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    assert records[-1]["event"] == "finished" and records[-1]["step"] == fitted["max_steps"]
+
+
+def test_the_order_of_the_loop_is_save_evaluate_leave_train(toy_data: Ladder) -> None:
+    """At step 6 of 8 a save and an evaluation are due; a kill inside that evaluation must find the save done."""
+    ladder = with_stage(toy_data, max_steps=8, eval_interval=6, save_interval=6)
+    child = os.fork()
+    if child == 0:
+        train_stage(run_of(ladder), SignalAt(BATCHES_OF_EVALUATION + 1, training=False, number=signal.SIGKILL))
+        os._exit(0)
+    os.waitpid(child, 0)
+    loaded = load_checkpoint(StageFiles.of(ladder, ladder.stage("tiny")).resume)
+    assert loaded is not None and loaded.payload["progress"]["step"] == 6
+    assert loaded.payload["progress"]["evaluated_at"] == 0
+
+
+def test_the_record_holds_everything_that_was_measured(toy_data: Ladder) -> None:
+    train_stage(run_of(toy_data), GPT)
+    record = StageFiles.of(toy_data, toy_data.stage("tiny")).record
+    lines = [json.loads(line) for line in record.read_text(encoding="utf-8").splitlines()]
+    assert (lines[0]["event"], lines[-1]["event"]) == ("start", "finished")
+    assert [line["step"] for line in lines if line["event"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in lines if line["event"] == "evaluation"] == [0, 3, 6]
+    assert set(lines[1]) >= {"val_loss", "perplexity", "bits_per_byte", "tokens"}
+    assert lines[0]["settings"]["stages"][0]["max_lr"] == toy_data.stage("tiny").max_lr

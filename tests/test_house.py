@@ -1,0 +1,262 @@
+"""The house plan: who may import whom, what importing does, how long a function is, and commands that really exist."""
+
+from __future__ import annotations
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from running import PROJECT, SCRIPTS, run_script
+
+ROOT_FILES = {*SCRIPTS, "config.py", "model.py"}
+LONGEST_FUNCTION = 70
+# Floors, lowest first. A module may import what lies below it and its own room, the part of its name listed here.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("storyladder.runtime.errors",),
+    ("storyladder.settings", "storyladder.runtime"),
+    ("storyladder.learning", "storyladder.corpus"),
+    ("storyladder.measuring", "storyladder.stage_files"),
+    ("storyladder.telling",),
+    ("storyladder.command_line",),
+    ("storyladder.starting",),
+    ("storyladder.planning",),
+    ("storyladder.engine",),
+)
+# What is stricter than the floors: all that these may import of ours.
+ONLY = {
+    "storyladder.runtime.errors": (),
+    "storyladder.settings": ("storyladder.runtime.errors",),
+    "storyladder.runtime": ("storyladder.runtime",),
+    "storyladder.command_line": ("storyladder.settings", "storyladder.runtime.errors"),
+    "config": ("storyladder.settings", "storyladder.command_line"),
+    "model": ("storyladder.settings", "storyladder.learning.dropout"),
+}
+STANDARD_LIBRARY_ONLY = ("storyladder.settings", "storyladder.command_line", "storyladder.runtime.errors", "config")
+TYPING_ONLY = {"typing_extensions"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PROJECT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    """Every module of ours, by name."""
+    paths = [*PROJECT.glob("*.py"), *(PROJECT / "storyladder").rglob("*.py")]
+    return {name_of(path): ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in sorted(paths)}
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Everything that is imported, also inside functions and for type checkers; `from a import b` counts as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where one is"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@cache
+def ours_imported_by(name: str) -> frozenset[str]:
+    """The modules of ours that a module imports; a name inside one counts as the module."""
+    found = set()
+    for target in imports(sources()[name]):
+        known = target if target in sources() else target.rpartition(".")[0]
+        if known in sources():
+            found.add(known)
+    return frozenset(found)
+
+
+def room_of(name: str) -> tuple[int, str]:
+    """Floor and room; the longest name wins, so that errors.py is not on the floor of its neighbours."""
+    rooms = [(floor, room) for floor, names in enumerate(FLOORS) for room in names if is_in(name, room)]
+    assert rooms, f"{name} has no floor; give it one in FLOORS"
+    return max(rooms, key=lambda found: len(found[1]))
+
+
+def is_in(name: str, room: str) -> bool:
+    return name == room or name.startswith(room + ".")
+
+
+def package() -> list[str]:
+    return [name for name in sources() if name.startswith("storyladder.")]
+
+
+def test_imports_run_downwards_only() -> None:
+    wrong = []
+    for name in package():
+        floor, room = room_of(name)
+        for target in ours_imported_by(name):
+            assert target in package(), f"{name} imports {target}: the package never imports from the root"
+            target_floor, target_room = room_of(target)
+            if not (target_floor < floor or target_room == room):
+                wrong.append(f"{name} (floor {floor}) imports {target} (floor {target_floor})")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("room", ONLY)
+def test_some_rooms_are_stricter_than_their_floor(room: str) -> None:
+    members = [name for name in sources() if is_in(name, room)]
+    assert members
+    found = {target for name in members for target in ours_imported_by(name)}
+    assert {target for target in found if not any(is_in(target, allowed) for allowed in ONLY[room])} == set()
+
+
+@pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
+def test_what_help_needs_imports_the_standard_library_only(name: str) -> None:
+    roots = {target.partition(".")[0] for target in imports(sources()[name])} - TYPING_ONLY
+    assert roots <= {*sys.stdlib_module_names, "storyladder"}
+
+
+def test_no_script_imports_another_one() -> None:
+    for script in SCRIPTS:
+        name = script.removesuffix(".py")
+        assert ours_imported_by(name) & {"config", *(other.removesuffix(".py") for other in SCRIPTS)} == set()
+
+
+def test_there_are_no_circles() -> None:
+    finished: set[str] = set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert name not in way, f"circle: {' -> '.join((*way, name))}"
+        if name not in finished:
+            for target in sorted(ours_imported_by(name)):
+                visit(target, (*way, name))
+            finished.add(name)
+
+    for name in sources():
+        visit(name, ())
+    assert finished == set(sources())
+
+
+def test_the_checks_above_see_imports_wherever_they_hide() -> None:
+    text = "if TYPE_CHECKING:\n    import a.b\ndef f():\n    from c import d as e\n    class g:\n        import h\n"
+    assert list(imports(ast.parse(text))) == ["a.b", "c.d", "h"]
+    assert "storyladder.engine" in ours_imported_by("train_tiny"), "imported inside main"
+    assert "storyladder.corpus.prepare" in ours_imported_by("prepare_data"), "imported for type checkers"
+    assert room_of("storyladder.runtime.errors") == (0, "storyladder.runtime.errors")
+    assert room_of("storyladder.runtime.lock") == (1, "storyladder.runtime")
+
+
+def test_importing_does_nothing() -> None:
+    program = f"""
+import importlib, sys
+def forbid(event, arguments):
+    writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
+    if writes or event in ("os.mkdir", "os.rename", "os.remove", "socket.bind", "socket.connect"):
+        raise SystemExit(f"importing {{name}}: {{event}} {{arguments}}")
+import numpy, pyarrow.parquet, tiktoken, torch, tqdm  # what they do is not ours
+names = {sorted(sources())!r}
+before = set(sys.modules)
+sys.addaudithook(forbid)
+for name in names:
+    importlib.import_module(name)
+assert not torch.cuda.is_initialized(), "importing initialises CUDA"
+assert torch.get_rng_state().equal(torch.Generator().manual_seed(torch.initial_seed()).get_state())
+"""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program], cwd=PROJECT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    assert [name for name, tree in sources().items() if not (ast.get_docstring(tree) or "").strip()] == []
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    too_long = {}
+    for name, tree in sources().items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno is not None
+                lines = node.end_lineno - node.lineno + 1
+                if lines > LONGEST_FUNCTION:
+                    too_long[f"{name}.{node.name}"] = lines
+    assert too_long == {}
+
+
+def test_the_root_holds_only_what_a_user_runs_edits_or_reads() -> None:
+    assert {path.name for path in PROJECT.glob("*.py")} == ROOT_FILES
+
+
+# --- commands that a user can copy ------------------------------------------------------------------------------------
+
+_COMMAND = re.compile(r"python3? ((?:[\w./-]*/)?\w+\.py\b[^\n`#]*)")
+
+
+def commands_in(text: str) -> list[str]:
+    """Every `python X.py ...`, up to a comment, a back-tick or the end of its line."""
+    return [match[1].strip() for match in _COMMAND.finditer(text)]
+
+
+@cache
+def flags_of(script: str) -> frozenset[str]:
+    done = run_script(script, "--help")
+    assert done.returncode == 0, done.stderr
+    return frozenset(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", done.stdout.partition("\noptions:\n")[2]))
+
+
+def fault_of(command: str) -> str | None:
+    """Why a command would be refused, or None."""
+    script, *words = shlex.split(command, comments=True)
+    words = words[: next((i for i, word in enumerate(words) if word in ("|", ">", "&&", ";", "&", "2>&1")), None)]
+    if not (PROJECT / script).is_file():
+        return f"{command}: there is no {script}"
+    if script not in ROOT_FILES - {"model.py"}:
+        return None
+    unknown = [word for word in words if word.startswith("-") and word.partition("=")[0] not in flags_of(script)]
+    return f"{command}: {script} does not know {', '.join(unknown)}" if unknown else None
+
+
+def faults_in(text: str) -> list[str]:
+    return [fault for command in commands_in(text) if (fault := fault_of(command))]
+
+
+def test_the_check_of_commands_finds_what_would_be_refused() -> None:
+    text = """
+    python train_tiny.py --minutes 45   # comment with --oops
+    `python3 generate.py --prompt "Once upon -- a time" --top-k=5` and python prepare_data.py --sampel
+    ./run python train_tinny.py; python benchmarks/none.py --x
+    python train_tiny.py --plan | tee --append plan.txt
+    """
+    assert commands_in(text)[0] == "train_tiny.py --minutes 45"
+    assert faults_in(text) == [
+        "prepare_data.py --sampel: prepare_data.py does not know --sampel",
+        "train_tinny.py; python benchmarks/none.py --x: there is no train_tinny.py;",
+    ]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "config.py"])
+def test_the_commands_in_the_docstring_of_a_script_are_known(script: str) -> None:
+    docstring = ast.get_docstring(sources()[script.removesuffix(".py")]) or ""
+    text = re.sub(r" {3,}.*", "", docstring)  # what a command is for stands in a column of its own
+    assert commands_in(docstring)
+    assert faults_in(text.replace("my_config.py", "config.py")) == []
+
+
+def test_the_commands_in_the_readme_are_known() -> None:
+    readme = PROJECT / "README.md"
+    if readme.exists():
+        text = readme.read_text(encoding="utf-8")
+        assert commands_in(text)
+        assert faults_in(text) == []
+
+
+def test_the_commands_that_messages_propose_are_known() -> None:
+    texts = [
+        node.value
+        for tree in sources().values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value
+    ]
+    proposed = [re.split(r"[;,)]| first| again| is ", text)[0] for t in texts for text in commands_in(t)]
+    assert "prepare_data.py" in proposed
+    assert [fault for command in proposed if (fault := fault_of(command.replace("{", "").replace("}", "")))] == []

@@ -1,0 +1,121 @@
+"""Device and number format: chosen by what is there, refused when it is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from storyladder.runtime import machine
+from storyladder.runtime.errors import UserError
+from storyladder.runtime.machine import Precision, cpu_precision, free_memory, peak_memory, pick_device, pick_precision
+
+CPU = torch.device("cpu")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, *, cuda: int = 0, mps: bool = False) -> None:
+    """Let torch find so many GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "chosen"), [(1, False, "cuda"), (1, True, "cuda"), (0, True, "mps"), (0, False, "cpu")]
+)
+def test_cuda_comes_before_mps_and_mps_before_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, cuda: int, mps: bool, chosen: str
+) -> None:
+    pretend(monkeypatch, cuda=cuda, mps=mps)
+    assert pick_device("auto") == torch.device(chosen)
+
+
+def test_a_device_asked_for_by_name_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cuda=2, mps=True)
+    for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps"):
+        assert str(pick_device(name)) == name
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps", "xpu", "meta", "cpu:1"])
+def test_a_device_that_is_absent_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    pretend(monkeypatch)
+    with pytest.raises(UserError, match=f"--device {name}: .* finds no such device here; try --device auto"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:256", "cuda:257", "cuda:99999"])  # torch takes cuda:256 for cuda:0
+def test_a_gpu_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    pretend(monkeypatch, cuda=2)
+    with pytest.raises(UserError, match="no such device"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cuda:x", "cuda:-1", "auto ", "CPU"])
+def test_a_name_that_is_no_device_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="is unknown; there are auto"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "avx512": True, "avx2": True}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_a_cpu_uses_bf16_only_if_it_has_instructions_for_it(
+    capabilities: dict[str, object], dtype: torch.dtype
+) -> None:
+    precision = cpu_precision(capabilities)
+    assert (precision.dtype, precision.device_type) == (dtype, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"),
+    [
+        ((6, 1), torch.float32),
+        ((7, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+    ],
+)
+def test_a_gpu_uses_the_best_format_of_its_generation(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    precision = pick_precision(torch.device("cuda"))
+    assert (precision.dtype, precision.device_type) == (dtype, "cuda")
+    assert f"sm{capability[0]}{capability[1]}" in precision.reason
+
+
+def test_apples_gpu_uses_fp32() -> None:
+    assert pick_precision(torch.device("mps")).dtype == torch.float32
+
+
+def test_only_fp16_scales_its_loss() -> None:
+    for dtype, name, scales in (
+        (torch.float16, "fp16", True),
+        (torch.bfloat16, "bf16", False),
+        (torch.float32, "fp32", False),
+    ):
+        precision = Precision(dtype, "", "cpu")
+        assert (precision.name, precision.scaler().is_enabled()) == (name, scales)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_products_run_in_the_chosen_format(dtype: torch.dtype) -> None:
+    with Precision(dtype, "", "cpu").autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_memory_is_told_in_bytes() -> None:
+    megabyte, petabyte = 1e6, 1e15
+    for told in (free_memory(CPU), peak_memory(CPU)):
+        assert told is None or 10 * megabyte < told < petabyte
+
+
+def test_the_line_names_device_format_reason_and_torch() -> None:
+    line = machine.machine_line(CPU, cpu_precision({"amx_bf16": True}))
+    assert line == f"device cpu (1 threads), bf16 because this CPU has amx_bf16, torch {torch.__version__}"

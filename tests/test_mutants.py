@@ -1,0 +1,13 @@
+"""The list of injected faults fits the code; `make mutants` runs them."""
+
+from __future__ import annotations
+
+from tests.mutants import PROJECT, read_mutants
+
+
+def test_every_listed_fault_can_be_injected_and_names_tests_that_exist() -> None:
+    mutants = read_mutants()
+    assert len(mutants) >= 25
+    for mutant in mutants:
+        assert mutant.old != mutant.new
+        assert all((PROJECT / name).exists() for name in mutant.tests) and mutant.tests

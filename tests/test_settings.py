@@ -1,0 +1,374 @@
+"""Settings: the promised values, and every problem of a ladder told at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from running import edited_config, refusal, run_script
+
+import config
+from storyladder.runtime.errors import SettingsError
+from storyladder.settings import (
+    CleaningConfig,
+    CorpusConfig,
+    GenerateConfig,
+    Ladder,
+    ModelConfig,
+    Paths,
+    StageConfig,
+    check,
+    check_part,
+    nearest,
+    problems,
+)
+
+
+def told(ladder: Ladder) -> list[str]:
+    return list(problems(ladder))
+
+
+def with_tiny(ladder: Ladder, **values: object) -> Ladder:
+    return replace(ladder, stages=(replace(ladder.stages[0], **values), *ladder.stages[1:]))
+
+
+def only_problem(ladder: Ladder) -> str:
+    (line,) = told(ladder)
+    return line
+
+
+# --- what was promised ------------------------------------------------------------------------------------------------
+
+
+def test_the_default_model_has_the_promised_shape_and_27_846_000_parameters() -> None:
+    model = config.LADDER.model
+    assert dataclasses.asdict(model) == {
+        "n_layer": 8,
+        "n_head": 8,
+        "n_embd": 336,
+        "context_length": 256,
+        "vocab_size": 50257,
+        "dropout": 0.1,
+    }
+    assert model.n_params == 27_846_000
+    assert model.head_dim == 42
+
+
+def test_the_defaults_of_the_classes_are_the_promised_model_too() -> None:
+    assert ModelConfig() == config.LADDER.model
+    assert Ladder().name == "default" and Paths() == Paths(
+        root=".", data="data", checkpoints="checkpoints", runs="runs"
+    )
+
+
+def test_stage_1_is_as_promised() -> None:
+    tiny = config.LADDER.stage("tiny")
+    assert (tiny.batch_size, tiny.max_steps, tiny.max_lr, tiny.grad_clip) == (32, 200_000, 3e-4, 1.0)
+    assert tiny.init_from is None
+    assert tiny.patience is None, "all 200,000 steps"
+    assert config.LADDER.tokens_per_step(tiny) == 8192
+
+
+def test_the_files_have_the_promised_names() -> None:
+    stages = config.LADDER.stages
+    assert [stage.name for stage in stages] == ["tiny", "children", "simple"]
+    assert [(stage.train_file, stage.val_file) for stage in stages] == [
+        ("train.bin", "val.bin"),
+        ("train_ch.bin", "val_ch.bin"),
+        ("train_simp.bin", "val_simp.bin"),
+    ]
+    assert [stage.result_file for stage in stages] == [
+        "tinystories_28M_final.pt",
+        "children_stories_fin.pt",
+        "simple_stories_ckpt.pt",
+    ]
+
+
+def test_later_stages_start_from_the_one_before_with_lower_rates_and_patience() -> None:
+    for preset in config.PRESETS:
+        tiny, children, simple = preset.stages
+        assert (children.init_from, simple.init_from) == ("tiny", "children")
+        assert tiny.max_lr > children.max_lr >= simple.max_lr
+        assert tiny.patience is None and children.patience and simple.patience
+
+
+def test_every_preset_passes_its_check_and_none_shares_files_with_another() -> None:
+    assert [check(preset).name for preset in config.PRESETS] == ["default", "short", "demo"]
+    assert {preset.stages[i].result_file for preset in config.PRESETS for i in range(3)} == {
+        stage.result_file for stage in config.LADDER.stages
+    }, "presets differ in their folder, not in names"
+    assert config.SHORT.model == config.LADDER.model
+
+
+def test_presets_other_than_the_default_keep_their_files_in_a_folder_of_their_name(tmp_path: Path) -> None:
+    paths = Paths(root=str(tmp_path))
+    default, demo = replace(config.LADDER, paths=paths), replace(config.DEMO, paths=paths)
+    assert [default.folder(kind) for kind in ("data", "checkpoints", "runs")] == [
+        tmp_path / "data",
+        tmp_path / "checkpoints",
+        tmp_path / "runs",
+    ]
+    assert demo.folder("checkpoints") == tmp_path / "checkpoints" / "demo"
+    assert default.raw_folder == demo.raw_folder == tmp_path / "data" / "raw"
+
+
+def test_a_relative_root_counts_from_the_project_and_not_from_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = config.LADDER.folder("data")
+    monkeypatch.chdir(tmp_path)
+    assert config.LADDER.folder("data") == before == Path(config.__file__).resolve().parent / "data"
+
+
+def test_settings_cannot_be_changed_in_place_and_need_their_names() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.TINY.max_steps = 5  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        ModelConfig(8)  # type: ignore[call-arg]
+
+
+# --- what cannot be meant ---------------------------------------------------------------------------------------------
+
+
+def test_every_problem_is_told_at_once_with_its_value_and_a_remedy(toy_ladder: Ladder) -> None:
+    wrong = replace(
+        with_tiny(toy_ladder, max_lr="3e-4", eval_interval=0),
+        model=ModelConfig(dropout=1.5, n_layr=8),  # type: ignore[call-arg]
+        generate=GenerateConfig(top_k=-1),
+        corpus=CorpusConfig(val_percent=float("nan"), cleaning=CleaningConfig(lowercase=1)),
+        paths=Paths(root=Path("/tmp")),  # type: ignore[arg-type]
+    )
+    with pytest.raises(SettingsError) as error:
+        check(wrong)
+    assert str(error.value).splitlines() == [
+        "preset 'default' in config.py:",
+        "  - model: ModelConfig has no field 'n_layr'; did you mean 'n_layer'?",
+        "  - model: dropout is 1.5; expected 0 to 0.9, for example 0.1",
+        "  - corpus: val_percent is nan; expected a finite number, for example 1.0",
+        "  - corpus.cleaning: lowercase is 1; expected True or False, for example False",
+        "  - generate: top_k is -1; expected 1 to 65536, for example 50",
+        f"  - paths: root is {Path('/tmp')!r}; expected a text, for example '.'",
+        "  - stage 'tiny': max_lr is '3e-4'; expected a finite number, for example 0.0003",
+        "  - stage 'tiny': eval_interval is 0; expected 1 to 1e+09, for example 2000",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("max_lr", "3e-4"),
+        ("max_lr", float("nan")),
+        ("max_lr", float("inf")),
+        ("max_lr", 10**400),
+        ("max_lr", True),
+        ("max_lr", 11),
+        ("max_steps", 10.0),
+        ("max_steps", True),
+        ("max_steps", 0),
+        ("max_steps", None),
+        ("batch_size", -1),
+        ("beta2", 1.0),
+        ("seed", -1),
+        ("patience", 0),
+        ("patience", 2.5),
+        ("compact_vocabulary", 1),
+        ("train_file", None),
+        ("init_from", 5),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_out_of_its_limits_is_told_with_its_name(
+    toy_ladder: Ladder, field: str, value: object
+) -> None:
+    assert only_problem(with_tiny(toy_ladder, **{field: value})).startswith(
+        f"stage 'tiny': {field} is {value!r}; expected "
+    )
+
+
+def test_the_example_in_a_message_is_a_value_that_would_do(toy_ladder: Ladder) -> None:
+    assert only_problem(with_tiny(toy_ladder, init_from=5)).endswith("expected a text or None, for example None")
+    assert only_problem(with_tiny(toy_ladder, patience="5")).endswith("expected a whole number or None, for example 1")
+    assert only_problem(with_tiny(toy_ladder, val_file=3)).endswith("expected a text, for example 'text'")
+
+
+def test_whole_numbers_serve_where_any_number_is_expected_and_limits_themselves_are_allowed(toy_ladder: Ladder) -> None:
+    assert told(with_tiny(toy_ladder, max_lr=1, save_minutes=5)) == []
+    assert told(replace(toy_ladder, model=replace(toy_ladder.model, dropout=0))) == []
+    assert told(replace(toy_ladder, generate=GenerateConfig(temperature=0, top_k=None))) == []
+
+
+def test_ids_that_do_not_fit_into_a_token_file_are_refused(toy_ladder: Ladder) -> None:
+    assert told(replace(toy_ladder, model=replace(toy_ladder.model, vocab_size=65_536))) == []
+    line = only_problem(replace(toy_ladder, model=replace(toy_ladder.model, vocab_size=65_537)))
+    assert line == "model: vocab_size is 65537; expected 2 to 65536, for example 50257"
+
+
+def test_a_misspelt_field_names_the_nearest_also_through_replace(toy_ladder: Ladder) -> None:
+    expected = "stage 'tiny': StageConfig has no field 'max_step'; did you mean 'max_steps'?"
+    assert only_problem(with_tiny(toy_ladder, max_step=5)) == expected
+    values = dataclasses.asdict(toy_ladder.stages[0])
+    direct = StageConfig(**values, max_step=5)
+    assert only_problem(replace(toy_ladder, stages=(direct, *toy_ladder.stages[1:]))) == expected
+    assert only_problem(Ladder(**{**vars_of(toy_ladder), "modle": 3})) == (
+        "Ladder has no field 'modle'; did you mean 'model'?"
+    )
+
+
+def vars_of(ladder: Ladder) -> dict[str, object]:
+    return {field.name: getattr(ladder, field.name) for field in dataclasses.fields(ladder)}
+
+
+def test_a_field_that_must_be_given_is_named(toy_ladder: Ladder) -> None:
+    with pytest.raises(SettingsError, match=r"^StageConfig needs a value for name, result_file, train_file, val_file$"):
+        StageConfig()  # type: ignore[call-arg]
+
+
+def test_a_word_without_a_neighbour_gets_the_list_of_what_there_is() -> None:
+    assert nearest("dmeo", ["default", "demo"]) == "; did you mean 'demo'?"
+    assert nearest("xyz", ["default", "demo"]) == "; there are default, demo"
+
+
+@pytest.mark.parametrize(
+    ("n_embd", "n_head", "proposed"), [(330, 8, 328), (334, 8, 336), (3, 8, 8), (337, 337, None), (100, 3, 99)]
+)
+def test_the_width_must_be_a_multiple_of_the_heads(
+    toy_ladder: Ladder, n_embd: int, n_head: int, proposed: int | None
+) -> None:
+    lines = told(replace(toy_ladder, model=ModelConfig(n_embd=n_embd, n_head=n_head)))
+    if proposed is None:
+        assert lines == []
+        return
+    assert lines == [f"model: n_embd ({n_embd}) must be a multiple of n_head ({n_head}), for example {proposed}"]
+    assert proposed % n_head == 0
+
+
+def test_the_batch_must_be_a_multiple_of_the_micro_batch(toy_ladder: Ladder) -> None:
+    assert only_problem(with_tiny(toy_ladder, batch_size=10, micro_batch_size=4)) == (
+        "stage 'tiny': batch_size (10) must be a multiple of micro_batch_size (4); None chooses one that fits"
+    )
+    assert told(with_tiny(toy_ladder, batch_size=10, micro_batch_size=None)) == []
+
+
+def test_a_stage_can_only_start_from_an_earlier_one(toy_ladder: Ladder) -> None:
+    assert only_problem(with_tiny(toy_ladder, init_from="children")) == (
+        "stage 'tiny': init_from is 'children'; expected None or an earlier stage: none"
+    )
+    tiny, children, simple = toy_ladder.stages
+    line = only_problem(replace(toy_ladder, stages=(tiny, children, replace(simple, init_from="chldren"))))
+    assert line == "stage 'simple': init_from is 'chldren'; expected None or an earlier stage: ['tiny', 'children']"
+
+
+def test_the_warm_up_must_end_before_the_stage_does(toy_ladder: Ladder) -> None:
+    assert told(with_tiny(toy_ladder, warmup_steps=5, max_steps=6)) == []
+    assert only_problem(with_tiny(toy_ladder, warmup_steps=6, max_steps=6)) == (
+        "stage 'tiny': warmup_steps (6) must be below max_steps (6)"
+    )
+
+
+def test_the_lowest_rate_must_not_be_above_the_highest(toy_ladder: Ladder) -> None:
+    assert told(with_tiny(toy_ladder, min_lr=1e-2, max_lr=1e-2)) == []
+    assert only_problem(with_tiny(toy_ladder, min_lr=2e-2)) == (
+        "stage 'tiny': min_lr (0.02) is above max_lr (0.01); lower it"
+    )
+
+
+def test_the_ladder_has_its_three_rungs_once_each(toy_ladder: Ladder) -> None:
+    tiny, children, simple = toy_ladder.stages
+    assert only_problem(replace(toy_ladder, stages=(tiny, children))) == (
+        "stages lacks simple; the ladder has three rungs: tiny, children, simple"
+    )
+    lines = told(replace(toy_ladder, stages=(tiny, children, replace(simple, name="simpel"))))
+    assert "stage 'simpel': unknown name; did you mean 'simple'?" in lines
+    assert "stage 'tiny': stands in `stages` twice; keep one" in told(
+        replace(toy_ladder, stages=(tiny, tiny, children))
+    )
+
+
+@pytest.mark.parametrize("stages", [[], None, "tiny"])
+def test_stages_that_are_no_tuple_are_told(toy_ladder: Ladder, stages: object) -> None:
+    assert only_problem(replace(toy_ladder, stages=stages)).startswith(f"stages is {stages!r}; expected tuple")
+
+
+def test_a_part_of_another_class_is_told_instead_of_crashing(toy_ladder: Ladder) -> None:
+    foreign = replace(toy_ladder, stages=(*toy_ladder.stages, ModelConfig()))
+    assert "stages holds ModelConfig(" in only_problem(foreign)
+    assert told(replace(toy_ladder, stages=(*toy_ladder.stages, 3)))[0] == "stages holds 3; expected StageConfig(...)"
+    assert told(replace(toy_ladder, model=toy_ladder.stages[0]))[0].startswith("model is StageConfig(")
+    assert any(
+        line.startswith("corpus is None; expected CorpusConfig") for line in told(replace(toy_ladder, corpus=None))
+    )
+
+
+@pytest.mark.parametrize("name", ["", "..", ".", "sub/train.bin", "/tmp/train.bin", "sub\\train.bin"])
+def test_file_names_are_names_without_folders(toy_ladder: Ladder, name: str) -> None:
+    assert only_problem(with_tiny(toy_ladder, result_file=name)) == (
+        f"stage 'tiny': result_file is {name!r}; expected a plain file name without folders"
+    )
+
+
+def test_no_stage_may_write_over_the_file_of_another(toy_ladder: Ladder) -> None:
+    tiny, children, simple = toy_ladder.stages
+    copied = replace(toy_ladder, stages=(tiny, replace(children, result_file=tiny.result_file), simple))
+    assert only_problem(copied) == (
+        "stage 'children': result_file is 'tinystories_28M_final.pt', as is stage 'tiny': result_file; give each its own"
+    )
+    assert only_problem(with_tiny(toy_ladder, val_file="train.bin")) == (
+        "stage 'tiny': val_file is 'train.bin', as is stage 'tiny': train_file; give each its own"
+    )
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "raw"])
+def test_a_preset_is_named_like_a_folder_and_not_like_the_one_of_the_raw_text(toy_ladder: Ladder, name: str) -> None:
+    assert only_problem(replace(toy_ladder, name=name)).startswith(f"name is {name!r}; expected a plain word")
+
+
+def test_flags_are_checked_like_settings() -> None:
+    assert check_part("flag", GenerateConfig(temperature=0)).temperature == 0
+    with pytest.raises(SettingsError, match=r"^flag: temperature is -1; expected 0 to 100.*; top_k is 0; expected 1"):
+        check_part("flag", GenerateConfig(temperature=-1, top_k=0))
+    with pytest.raises(SettingsError, match=r"n_embd \(3\) must be a multiple"):
+        check_part("model", ModelConfig(n_embd=3, n_head=2))
+
+
+# --- python config.py -------------------------------------------------------------------------------------------------
+
+
+def printed(*flags: object) -> str:
+    done = run_script("config.py", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def row(text: str, name: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(name + " ")]
+    return line.removeprefix(name).split()
+
+
+def test_config_py_prints_parameters_and_every_stage() -> None:
+    text = printed()
+    assert text.startswith("preset default: 27,846,000 parameters (8 layers, 8 heads, width 336, context 256, 50,257 ")
+    assert row(text, "tokens per step") == ["8,192"] * 3
+    assert row(text, "max_steps") == ["200,000", "90,000", "60,000"]
+    assert row(text, "tokens in all") == ["1,638,400,000", "737,280,000", "491,520,000"]
+    assert row(text, "patience") == ["None", "5", "5"]
+    assert row(text, "max_lr") == ["0.0003", "0.0001", "5e-05"]
+    for field in dataclasses.fields(StageConfig):
+        assert len(row(text, field.name)) == 3, field.name
+    for part in (CleaningConfig, CorpusConfig, GenerateConfig, Paths):
+        assert f"\n{part.__name__}: {dataclasses.fields(part)[0 if part is not CorpusConfig else 1].name}=" in text
+
+
+def test_config_py_prints_another_preset_and_an_edited_copy(tmp_path: Path) -> None:
+    text = printed("--preset", "demo")
+    assert text.startswith(f"preset demo: {config.DEMO.model.n_params:,} parameters")
+    assert row(text, "max_steps") == ["700", "500", "500"]
+    path = edited_config(tmp_path, "PRESETS = (replace(LADDER, model=replace(MODEL, n_layer=2)),)")
+    assert printed("--config", path).startswith("preset default: 19,691,280 parameters (2 layers")
+
+
+def test_a_misspelt_preset_names_the_nearest() -> None:
+    assert refusal("config.py", "--preset", "dmeo") == "error: config.py has no preset 'dmeo'; did you mean 'demo'?\n"
+    assert refusal("train_tiny.py", "--preset", "x") == (
+        "error: config.py has no preset 'x'; there are default, demo, short\n"
+    )
