@@ -21,8 +21,9 @@ from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.schedule import lr_at
 from storyladder.learning.step import StepResult
 from storyladder.planning import fit_to_minutes, plan_lines, refit, seconds_left
+from storyladder.recovery import note_skipped, note_spike, roll_back, step_within_memory, weights_are_finite
 from storyladder.runtime.checkpoint import Payload, load_checkpoint, save_checkpoint
-from storyladder.runtime.errors import Interrupted, SaveFailed, TrainingFailed
+from storyladder.runtime.errors import DataError, Interrupted, SaveFailed, TrainingFailed
 from storyladder.runtime.lock import locked
 from storyladder.runtime.machine import machine_line, peak_memory
 from storyladder.runtime.progress import Progress, duration_words
@@ -37,10 +38,9 @@ from storyladder.stage_files import (
     plain_settings,
     script_of,
 )
-from storyladder.starting import Work, evaluate_now, load_weights, prepare_work, record_start, say_all, step_now
+from storyladder.starting import Work, evaluate_now, load_weights, prepare_work, record_start, say_all
 
 _FAILED_SAVES_TO_STOP = 3
-_SKIPPED_STEPS_TO_STOP = 20
 
 
 def train_stage(run: StageRun, build_model: BuildModel) -> None:
@@ -97,7 +97,7 @@ def _loop(work: Work, progress: Progress) -> None:
     while True:
         tick = time.perf_counter()
         if _save_is_due(work):
-            _save(work)
+            _save_or_roll_back(work, progress)
         work.seconds_between += time.perf_counter() - tick
         if _evaluation_is_due(work):
             _note_evaluation(work, progress)
@@ -106,7 +106,11 @@ def _loop(work: Work, progress: Progress) -> None:
         if work.stop.requested:
             _leave(work)
         tick = time.perf_counter()
-        result = step_now(work, step=state.step)
+        try:
+            result = step_within_memory(work, progress)
+        except DataError:
+            _save(work)
+            raise
         seconds = time.perf_counter() - tick
         state.step += 1
         state.train_seconds += seconds
@@ -121,9 +125,10 @@ def _note_step(work: Work, result: StepResult, progress: Progress) -> None:
     """Count a step, and record it where it is due."""
     state = work.state
     if not result.applied:
-        _note_skipped(work, result, progress)
+        note_skipped(work, result, progress)
         return
     state.skipped_in_a_row = 0
+    note_spike(work, result.train_loss, progress)
     state.recent_losses.append(result.train_loss)
     if state.step % work.stage.log_interval and state.step < work.stage.max_steps:
         return
@@ -140,21 +145,6 @@ def _note_step(work: Work, result: StepResult, progress: Progress) -> None:
     )
     words = f"loss {train_loss:.3f}, {tokens_per_s:,.0f} tokens/s, {duration_words(seconds_left(work))} left"
     progress.show(state.step, work.stage.max_steps, words)
-
-
-def _note_skipped(work: Work, result: StepResult, progress: Progress) -> None:
-    """Count a step whose numbers were not finite; many in a row mean that it is over."""
-    state = work.state
-    state.skipped_steps += 1
-    state.skipped_in_a_row += 1
-    work.log.write("skipped", step=state.step, train_loss=str(result.train_loss), grad_norm=str(result.grad_norm))
-    progress.say(f"step {state.step:,} skipped: loss {result.train_loss}, gradient norm {result.grad_norm}")
-    if state.skipped_in_a_row >= _SKIPPED_STEPS_TO_STOP:
-        raise TrainingFailed(
-            f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite, up to step "
-            f"{state.step:,}. The best weights before them are in {work.files.best}; lower max_lr in config.py and run "
-            f"{_command(work.run, work.stage.name)} --fresh"
-        )
 
 
 def _evaluation_is_due(work: Work) -> bool:
@@ -202,8 +192,10 @@ def _note_evaluation(work: Work, progress: Progress) -> None:
 
 def _save_is_due(work: Work) -> bool:
     step = work.state.step
-    if not work.steps_here or step >= work.stage.max_steps:
-        return False  # what was just loaded, or is about to be finished, needs no saving
+    if not work.steps_here:
+        return step == 0  # tries the disk before hours are spent; what was just loaded needs no saving
+    if step >= work.stage.max_steps or work.state.skipped_in_a_row:
+        return False  # about to be finished; or not known to be good
     by_time = time.monotonic() - work.saved_at >= 60 * work.stage.save_minutes
     return work.stop.take_save_request() or by_time or step % work.stage.save_interval == 0
 
@@ -220,6 +212,14 @@ def _payload(work: Work) -> Payload:
         "machine": machine_line(work.device, work.precision),
         "model": pack_weights(work.model, work.vocabulary),
     }
+
+
+def _save_or_roll_back(work: Work, progress: Progress) -> None:
+    """Weights that are not finite are never saved; the state before them is."""
+    if weights_are_finite(work):
+        _save(work)
+    else:
+        roll_back(work, progress, "weights were not finite")
 
 
 def _save(work: Work) -> bool:
@@ -256,7 +256,7 @@ def _save_file(work: Work, path: Path, payload: Payload, *, keep_previous: bool)
 
 def _leave(work: Work) -> None:
     """Save and leave, as a signal asked."""
-    saved = _save(work)
+    saved = weights_are_finite(work) and _save(work)
     words = f"saved at step {work.state.step:,}" if saved else f"NOT saved at step {work.state.step:,}"
     print(f"{words}; {_command(work.run, work.stage.name)} goes on from what is saved", file=sys.stderr)
     work.stop.check()
@@ -268,8 +268,8 @@ def _finish(work: Work) -> None:
     best = load_checkpoint(work.files.best)
     if best is None:
         raise TrainingFailed(
-            f"stage {work.stage.name} ended at step {state.step:,} without best weights: no validation loss was finite, "
-            f"or none could be saved; run {_command(work.run, work.stage.name)} --fresh, with a lower max_lr in config.py"
+            f"stage {work.stage.name} ended at step {state.step:,} without best weights: no validation "
+            f"loss was finite; run {_command(work.run, work.stage.name)} --fresh, with a lower max_lr in config.py"
         )
     if not _save_file(work, work.files.result, best.payload, keep_previous=False):
         raise SaveFailed(
@@ -288,8 +288,8 @@ def _finish(work: Work) -> None:
     why = "patience ran out" if _out_of_patience(work) else "all steps done"
     print(
         f"stage {work.stage.name} finished ({why}) after {state.step:,} steps and "
-        f"{duration_words(state.train_seconds)} of training: val_loss {state.best_loss:.4f} at step {state.best_step:,} "
-        f"-> {work.files.result}"
+        f"{duration_words(state.train_seconds)} of training: val_loss {state.best_loss:.4f} at step "
+        f"{state.best_step:,} -> {work.files.result}"
     )
     names = [stage.name for stage in work.run.ladder.stages]
     following = names[names.index(work.stage.name) + 1 :]

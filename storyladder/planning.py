@@ -11,11 +11,10 @@ import time
 from pathlib import Path
 
 from storyladder.learning.memory import predicted_memory
-from storyladder.learning.network import BuildModel
 from storyladder.learning.schedule import fitted_to, refitted_to
 from storyladder.runtime.machine import GB, free_memory, machine_line
 from storyladder.runtime.progress import duration_words, time_left
-from storyladder.settings import ModelConfig, StageConfig
+from storyladder.settings import ModelConfig
 from storyladder.starting import Work, evaluate_now, step_now, validation_windows
 
 _MEASURE_SECONDS = 10.0  # at most
@@ -30,7 +29,7 @@ class Speed:
 
 
 def measure_speed(work: Work) -> Speed:
-    """Time some steps and some windows. The model's weights and the optimizer are worn out by it: load them afterwards."""
+    """Time some steps and some windows. It wears out the model's weights and the optimizer: load them afterwards."""
     seconds: list[float] = []
     began = time.monotonic()
     while len(seconds) < 3 or (len(seconds) < 8 and time.monotonic() - began < _MEASURE_SECONDS):
@@ -121,7 +120,7 @@ def plan_lines(work: Work) -> list[str]:
         steps=steps, step_seconds=speed.step, evaluations=evaluations, evaluation_seconds=evaluation_seconds
     )
     rows, tokens = work.vocabulary.n_rows, work.run.ladder.tokens_per_step(stage)
-    memory = predicted_memory(model, n_rows=rows, micro_batch_size=work.micro_batch_size)
+    memory = predicted_memory(model, n_rows=rows, micro_batch_size=work.micro_batch_size, device_type=work.device.type)
     compact = f", {rows:,} of {model.vocab_size:,} vocabulary rows in use" if rows < model.vocab_size else ""
     free = free_memory(work.device)
     patience = f" at the latest (patience {stage.patience})" if stage.patience else ""

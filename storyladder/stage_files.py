@@ -25,7 +25,7 @@ from storyladder.runtime.checkpoint import Loaded, Payload, load_checkpoint, pre
 from storyladder.runtime.errors import CheckpointError
 from storyladder.settings import Ladder, ModelConfig, StageConfig
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state for every parameter
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state for every parameter
 
 
 @dataclasses.dataclass
@@ -40,6 +40,12 @@ class TrainState:
     skipped_steps: int = 0  # updates that were not made because a number was not finite
     skipped_in_a_row: int = 0
     train_seconds: float = 0.0  # spent in steps, over all runs of the stage
+    rollbacks: int = 0  # to an earlier state, because numbers stayed bad
+    batch_offset: int = 0  # batches left out by rollbacks: step k reads batch k + batch_offset
+    micro_batch_size: int | None = None  # sequences per forward, once memory has run out with more
+    losses_seen: int = 0  # in the running mean and variance of the step's loss, for finding spikes
+    loss_mean: float = 0.0
+    loss_variance: float = 0.0
     recent_losses: list[float] = dataclasses.field(default_factory=list)  # since the last record
     fitted: dict[str, int | None] = dataclasses.field(default_factory=dict)  # what --minutes made of the schedule
 
@@ -140,10 +146,10 @@ def pack_optimizer(
     model: LanguageModel, optimizer: torch.optim.Optimizer, vocabulary: CompactVocabulary
 ) -> dict[str, Any]:
     """AdamW's moments by parameter name, with the whole vocabulary, and how many updates it made."""
-    packed: dict[str, Any] = {"updates": 0, **{moment: {} for moment in _MOMENTS}}
+    packed: dict[str, Any] = {"updates": 0, **{moment: {} for moment in MOMENTS}}
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
-        for moment in _MOMENTS if state else ():
+        for moment in MOMENTS if state else ():
             tensor = vocabulary.expand(state[moment]) if name == EMBEDDING else state[moment]
             packed[moment][name] = tensor.detach().cpu().clone()
             packed["updates"] = int(state["step"])
@@ -157,7 +163,7 @@ def unpack_optimizer(
     if not packed["updates"]:
         return
     for name, parameter in model.named_parameters():
-        tensors = {moment: packed[moment][name] for moment in _MOMENTS}
+        tensors = {moment: packed[moment][name] for moment in MOMENTS}
         if name == EMBEDDING:
             tensors = {moment: vocabulary.compress(tensor) for moment, tensor in tensors.items()}
         on_device = {moment: tensor.to(parameter.device) for moment, tensor in tensors.items()}

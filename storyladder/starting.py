@@ -31,6 +31,7 @@ from storyladder.runtime.run_log import RunLog
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import StageConfig
 from storyladder.stage_files import (
+    MOMENTS,
     StageFiles,
     TrainState,
     changes_since,
@@ -67,7 +68,7 @@ class Start:
 
 @dataclasses.dataclass
 class Work:
-    """Everything the loop needs. What changes: `state`, the counters at the end, and `stage` when --minutes refits it."""
+    """Everything the loop needs. What changes: `state`, the counters at the end, `stage` when --minutes refits it."""
 
     run: StageRun
     start: Start
@@ -125,7 +126,8 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest) -> W
         vocabulary=vocabulary,
         device=device,
         precision=precision,
-        micro_batch_size=fitting_micro_batch(
+        micro_batch_size=start.state.micro_batch_size
+        or fitting_micro_batch(
             run.ladder.model, stage, device, n_rows=vocabulary.n_rows, free_bytes=free_memory(device)
         ),
         log=RunLog(files.record),
@@ -167,8 +169,8 @@ def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
         changes = changes_since(resume.payload, run.ladder, run.stage, data.fingerprints)
         if changes and not run.accept_changes:
             raise UserError(
-                f"since {resume.path.name} was saved, {'; '.join(changes)}. Set it back, or go on with --accept-changes, "
-                "or start over with --fresh"
+                f"since {resume.path.name} was saved, {'; '.join(changes)}. Set it back, or go on with "
+                "--accept-changes, or start over with --fresh"
             )
         state = TrainState(**resume.payload["progress"])
         if resume.notes:
@@ -201,7 +203,10 @@ def _vocabulary(run: StageRun, data: StageData, payload: Payload | None) -> Comp
     compact = run.stage.compact_vocabulary
     if payload is not None:
         seen_V |= payload["seen_tokens"].bool()
-        compact = compact and CompactVocabulary(seen_V).can_share(payload["model"][EMBEDDING])
+        moments = payload["optimizer"] if "progress" in payload else {}
+        shared = [payload["model"], *(moments[name] for name in MOMENTS if moments.get("updates"))]
+        plan = CompactVocabulary(seen_V)
+        compact = compact and all(plan.can_share(tensors[EMBEDDING]) for tensors in shared)
     return CompactVocabulary(seen_V, compact=compact)
 
 
@@ -210,7 +215,13 @@ def load_weights(work: Work, build_model: BuildModel) -> None:
     payload = work.start.payload
     if payload is None:
         unpack_weights(work.model, _random_weights(work, build_model), work.vocabulary)
-        return
+    else:
+        restore(work, payload)
+    work.start = dataclasses.replace(work.start, payload=None)  # three times the model's size, no longer needed
+
+
+def restore(work: Work, payload: Payload) -> None:
+    """Weights of a checkpoint and, if it is a resume state, those of the optimizer and the scaler."""
     unpack_weights(work.model, payload["model"], work.vocabulary)
     if "progress" in payload:
         unpack_optimizer(work.model, work.optimizer, payload["optimizer"], work.vocabulary)
@@ -249,8 +260,10 @@ def say_all(notes: list[str]) -> None:
 
 
 def step_now(work: Work, *, step: int) -> StepResult:
-    """Train on batch `step`."""
-    idx_BT, targets_BT = (torch.from_numpy(part).to(work.device) for part in work.batches.batch(step))
+    """One update, as step number `step`. DataError if the token file was cut while it was in use."""
+    work.data.train.check_size()
+    batch = work.batches.batch(step + work.state.batch_offset)
+    idx_BT, targets_BT = (torch.from_numpy(part).to(work.device) for part in batch)
     return train_step(
         work.model,
         work.optimizer,

@@ -364,7 +364,7 @@ def test_a_failed_save_is_said_and_training_goes_on(
     assert "could not be saved" in capsys.readouterr().err
     assert files.result.exists()
     events = [record["event"] for record in read_records(files.record)]
-    assert events.count("save failed") == 2 and events[-1] == "finished"
+    assert events.count("save failed") == 3 and events[-1] == "finished"
 
 
 def test_three_failed_saves_in_a_row_stop_with_status_75_and_the_last_good_file(toy_data: Ladder) -> None:
@@ -405,11 +405,104 @@ def test_a_step_that_is_not_finite_moves_nothing_is_counted_and_recorded_as_what
     assert all(tensor.isfinite().all() for tensor in result["model"].values())
 
 
-def test_many_bad_steps_in_a_row_stop_with_the_best_weights_named(toy_data: Ladder) -> None:
-    ladder = with_stage(toy_data, max_steps=100, eval_interval=100)
-    with pytest.raises(TrainingFailed, match=r"20 steps in a row.*tiny_best.pt") as stop:
-        train_stage(run_of(ladder), poisoned(*range(9, 300)))
+def test_many_bad_steps_in_a_row_go_back_to_the_last_good_state_and_leave_those_batches_out(toy_data: Ladder) -> None:
+    """Steps 4 to 23 are bad; the state of step 4 is the last good one."""
+    ladder = with_stage(toy_data, max_steps=30)
+    train_stage(run_of(ladder), poisoned(*range(MICROS * 4 + 1, MICROS * 24 + 1)))
+    records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    (back,) = [record for record in records if record["event"] == "rollback"]
+    assert (back["step"], back["from_step"], back["batches_left_out"]) == (4, 24, 20)
+    assert [record["step"] for record in records if record["event"] == "train"] == list(range(1, 31))
+
+
+def test_a_third_rollback_is_the_last(toy_data: Ladder) -> None:
+    ladder = with_stage(toy_data, max_steps=500, eval_interval=500)
+    with pytest.raises(TrainingFailed, match=r"for the 4th time.*tiny_best\.pt") as stop:
+        train_stage(run_of(ladder), poisoned(*range(9, 900)))
     assert stop.value.exit_status == 70
+
+
+def test_weights_that_are_not_finite_are_never_saved(toy_data: Ladder) -> None:
+    """A weight is wrecked behind the loop's back right before the save at step 4."""
+    ladder = with_stage(toy_data, max_steps=8)
+
+    class Wrecked(GPT):
+        forwards = 0
+
+        def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+            if self.training:
+                Wrecked.forwards += 1
+            x = super().hidden(idx_BT, cache)
+            if Wrecked.forwards == MICROS * 4:
+                Wrecked.forwards += 1
+                x.register_hook(self.wreck)
+            return x
+
+        def wreck(self, grad: torch.Tensor) -> None:
+            self.transformer["wpe"].weight.data.fill_(float("inf"))
+
+    train_stage(run_of(ladder), Wrecked)
+    records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    assert [record["why"] for record in records if record["event"] == "rollback"] == ["weights were not finite"]
+    result = read_checkpoint(StageFiles.of(ladder, ladder.stage("tiny")).result)
+    assert all(tensor.isfinite().all() for tensor in result["model"].values())
+
+
+def test_out_of_memory_halves_the_micro_batch_and_the_mathematics_stays(toy_data: Ladder, tmp_path: Path) -> None:
+    """Without dropout (whose draws follow the micro-batches) the losses are those of an undisturbed run."""
+    calm = replace(toy_data, model=replace(toy_data.model, dropout=0.0))
+    plain, short = elsewhere(calm, tmp_path, "plain"), elsewhere(calm, tmp_path, "short")
+
+    class Small(GPT):
+        def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+            if self.training and len(idx_BT) > 1:
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
+            return super().hidden(idx_BT, cache)
+
+    train_stage(run_of(plain), GPT)
+    train_stage(run_of(short), Small)
+    losses = []
+    for ladder in (plain, short):
+        records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+        losses.append([record["train_loss"] for record in records if record["event"] == "train"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert [record["micro_batch_size"] for record in records if record["event"] == "out of memory"] == [1]
+
+
+def test_a_token_file_cut_while_in_use_ends_the_stage_with_a_clear_line_and_a_save(toy_data: Ladder) -> None:
+    """Cut in step 3; reading behind the end of a mapped file would kill the process with SIGBUS."""
+    train_file = toy_data.folder("data") / "train.bin"
+
+    class Cutting(GPT):
+        forwards = 0
+
+        def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+            Cutting.forwards += self.training
+            if Cutting.forwards == MICROS * 3 + 1:
+                os.truncate(train_file, 10)
+            return super().hidden(idx_BT, cache)
+
+    with pytest.raises(UserError, match=r"train\.bin was cut .* while in use; rebuild"):
+        train_stage(run_of(with_stage(toy_data, eval_interval=100, save_interval=100)), Cutting)
+    resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
+    assert read_checkpoint(resume)["progress"]["step"] == 4
+
+
+def test_a_loss_far_above_its_mean_is_recorded_as_a_spike(toy_data: Ladder) -> None:
+    ladder = with_stage(toy_data, max_steps=60, eval_interval=100, save_interval=100, max_lr=1e-4)
+
+    class Spiking(GPT):
+        forwards = 0
+
+        def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+            Spiking.forwards += self.training
+            x = super().hidden(idx_BT, cache)
+            return x * 400 if Spiking.forwards == MICROS * 55 + 1 else x
+
+    train_stage(run_of(ladder), Spiking)
+    records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    spikes = [record for record in records if record["event"] == "spike"]
+    assert [spike["step"] for spike in spikes] == [56] and spikes[0]["z"] > 6
 
 
 # --- planning and fitting ---------------------------------------------------------------------------------------------
@@ -429,11 +522,11 @@ def test_a_plan_names_what_is_needed_and_writes_nothing(toy_data: Ladder, capsys
 
 def test_minutes_fit_the_schedule_to_the_time_and_the_rate_comes_down_to_its_end(toy_data: Ladder) -> None:
     ladder = with_stage(toy_data, max_steps=10**6, eval_interval=10**5, save_interval=10**5)
-    train_stage(run_of(ladder, minutes=0.08), GPT)
+    train_stage(run_of(ladder, minutes=0.1), GPT)
     records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
     trained = [record for record in records if record["event"] == "train"]
     assert records[-1]["event"] == "finished"
-    assert 2 <= trained[-1]["step"] < 10**5
+    assert trained[-1]["step"] < 10**5
     assert trained[-1]["lr"] < 0.5 * ladder.stage("tiny").max_lr
     assert records[-1]["time"] - records[0]["time"] < 12  # 5 s were asked for, on a machine that may be busy
 

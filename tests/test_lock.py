@@ -33,8 +33,10 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     arguments = [sys.executable, "-c", HOLD, str(tmp_path / "data" / ".lock")]
     with subprocess.Popen(arguments, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
-        yield process
-        process.kill()
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def test_a_second_holder_is_refused_and_told_who_has_it(tmp_path: Path, holder: subprocess.Popen[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
@@ -111,9 +113,12 @@ def test_products_run_in_the_chosen_format(dtype: torch.dtype) -> None:
 
 
 def test_memory_is_told_in_bytes() -> None:
-    megabyte, petabyte = 1e6, 1e15
-    for told in (free_memory(CPU), peak_memory(CPU)):
-        assert told is None or 10 * megabyte < told < petabyte
+    if not hasattr(os, "sysconf"):
+        pytest.skip("nothing to compare with")
+    everything = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free, peak = free_memory(CPU), peak_memory(CPU)
+    assert free is not None and everything / 200 < free <= everything
+    assert peak is not None and 50e6 < peak <= everything  # torch alone takes more
 
 
 def test_the_line_names_device_format_reason_and_torch() -> None:

@@ -23,7 +23,7 @@ def fitting(free_bytes: float | None, device: torch.device = CUDA, stage: StageC
 def test_the_prediction_grows_with_everything_that_takes_memory() -> None:
     def predicted(n_rows: int = 10_000, micro_batch_size: int = 4, **model: int) -> float:
         config = dataclasses.replace(MODEL, **model)
-        return predicted_memory(config, n_rows=n_rows, micro_batch_size=micro_batch_size)
+        return predicted_memory(config, n_rows=n_rows, micro_batch_size=micro_batch_size, device_type="cpu")
 
     least = predicted()
     assert least > 16 * (MODEL.n_params - 40_257 * 336)
@@ -42,7 +42,7 @@ def test_less_memory_means_smaller_divisors_of_the_batch_that_fit() -> None:
     assert {sizes[0], sizes[-1]} == {24, 1}
     assert len(set(sizes)) > 4
     assert all(24 % size == 0 for size in sizes)
-    exactly = predicted_memory(MODEL, n_rows=50257, micro_batch_size=8) / 0.6
+    exactly = predicted_memory(MODEL, n_rows=50257, micro_batch_size=8, device_type="cpu") / 0.6
     assert (fitting(exactly + 2), fitting(exactly - 2)) == (8, 6)
 
 

@@ -46,6 +46,7 @@ def run_script(root: Path, *words: str, steps: int = 5, status: int = 0) -> subp
         encoding="utf-8",
         cwd=root,
         timeout=120,
+        check=False,
     )
     assert done.returncode == status, done.stderr
     return done

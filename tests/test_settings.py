@@ -311,7 +311,8 @@ def test_no_stage_may_write_over_the_file_of_another(toy_ladder: Ladder) -> None
     tiny, children, simple = toy_ladder.stages
     copied = replace(toy_ladder, stages=(tiny, replace(children, result_file=tiny.result_file), simple))
     assert only_problem(copied) == (
-        "stage 'children': result_file is 'tinystories_28M_final.pt', as is stage 'tiny': result_file; give each its own"
+        "stage 'children': result_file is 'tinystories_28M_final.pt', as is stage 'tiny': result_file; "
+        "give each its own"
     )
     assert only_problem(with_tiny(toy_ladder, val_file="train.bin")) == (
         "stage 'tiny': val_file is 'train.bin', as is stage 'tiny': train_file; give each its own"

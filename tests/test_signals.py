@@ -44,8 +44,10 @@ def listening(*arguments: str, stderr: int = subprocess.PIPE) -> Iterator[subpro
         text=True,
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        yield process
-        process.kill()
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("number", LEAVING)

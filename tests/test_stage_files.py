@@ -26,7 +26,7 @@ from storyladder.stage_files import (
 
 
 def test_early_stopping_counts_by_scripted_losses() -> None:
-    """Improves, ties, worsens, recovers late, NaN: a tie is no improvement, a late recovery resets, NaN is never best."""
+    """Improves, ties, worsens, recovers late, NaN: a tie is no improvement, recovery resets, NaN is never best."""
     state = TrainState()
     verdicts = []
     for step, loss in enumerate([3.0, 2.5, 2.5, 2.7, 2.4, float("nan"), 2.4, 2.3]):

@@ -19,19 +19,18 @@ from storyladder.runtime.machine import Precision
 from storyladder.settings import StageConfig
 
 BuildGPT = Callable[..., GPT]
+Batch = tuple[Tensor, Tensor]
 STAGE = StageConfig(name="tiny", train_file="", val_file="", result_file="", seed=7)
 PLAIN = CompactVocabulary(torch.ones(40, dtype=torch.bool))
 FP32 = Precision(torch.float32, "a test wants it", "cpu")
 
 
-def some_batch(rows: int = 4, seed: int = 1) -> tuple[Tensor, Tensor]:
+def some_batch(rows: int = 4, seed: int = 1) -> Batch:
     ids = torch.randint(40, (rows, 13), generator=torch.Generator().manual_seed(seed))
     return ids[:, :-1], ids[:, 1:]
 
 
-def accumulated(
-    model: GPT, batch: tuple[Tensor, Tensor], micro: int, **changes: Any
-) -> tuple[float, dict[str, Tensor]]:
+def accumulated(model: GPT, batch: Batch, micro: int, **changes: Any) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of one batch, starting from none."""
     model.zero_grad()
     asked = {"seed": (7, 0), "precision": FP32, "scaler": FP32.scaler(), "vocabulary": PLAIN} | changes
@@ -43,7 +42,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def take_step(model: GPT, optimizer: torch.optim.Optimizer, batch: tuple[Tensor, Tensor], **changes: Any) -> StepResult:
+def take_step(model: GPT, optimizer: torch.optim.Optimizer, batch: Batch, **changes: Any) -> StepResult:
     asked: dict[str, Any] = {"stage": STAGE, "step": 0, "lr": 1e-3, "micro_batch_size": 2}
     asked |= {"precision": FP32, "scaler": FP32.scaler(), "vocabulary": PLAIN}
     return train_step(model, optimizer, batch, **asked | changes)
@@ -141,9 +140,7 @@ def test_a_step_draws_dropout_by_the_seed_of_the_stage_and_its_own_number(small_
     assert len(set(losses.values())) == 3
 
 
-def accumulated_from(
-    model: GPT, weights: dict[str, Tensor], batch: tuple[Tensor, Tensor], seed: tuple[int, int]
-) -> float:
+def accumulated_from(model: GPT, weights: dict[str, Tensor], batch: Batch, seed: tuple[int, int]) -> float:
     model.load_state_dict(weights)
     return accumulated(model, batch, 2, seed=seed)[0]
 

@@ -1,4 +1,4 @@
-"""Telling: equal to the slow way without a cache, on beyond the context, to the end of the story, in whole characters."""
+"""Telling: equal to the slow way without a cache, beyond the context, to the end of the story, in whole characters."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from storyladder.telling.sampling import next_token
 from storyladder.telling.story import story_tokens, tell, text_pieces
 
 CPU = torch.device("cpu")
-GREEDY = GenerateConfig(temperature=0.0, max_new_tokens=35)
-SAMPLED = GenerateConfig(temperature=1.0, top_k=100, max_new_tokens=35)
+GREEDY = GenerateConfig(temperature=0.0, max_new_tokens=26)
+SAMPLED = GenerateConfig(temperature=1.0, top_k=100, max_new_tokens=26)
 
 
 @pytest.fixture
@@ -49,14 +49,14 @@ def tokens_without_a_cache(model: GPT, prompt: list[int], settings: GenerateConf
     return told
 
 
-@pytest.mark.parametrize("length", [0, 1, 7, 15, 16, 17, 40])
+@pytest.mark.parametrize("length", [0, 1, 14, 15, 16, 40])
 @pytest.mark.parametrize("settings", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_telling_with_a_cache_tells_what_telling_without_tells(
     storyteller: GPT, length: int, settings: GenerateConfig
 ) -> None:
     prompt = torch.randint(50257, (length,), generator=torch.Generator().manual_seed(3)).tolist()
     told = tokens_of(storyteller, prompt, settings)
-    assert len(told) == 35
+    assert len(told) == 26
     assert told == tokens_without_a_cache(storyteller, prompt, settings)
 
 
@@ -119,20 +119,8 @@ def test_no_more_tokens_are_told_than_asked_for(limit: int) -> None:
 def test_at_the_end_of_the_context_its_last_half_is_read_anew() -> None:
     reciter = Reciter(list(range(100, 110)), context_length=6)
     assert tokens_of(reciter, [1, 2, 3], GREEDY) == list(range(100, 110))
-    reads = [
-        [EOT, 1, 2, 3],
-        [100],
-        [101],
-        [101 - 1, 101, 102],
-        [103],
-        [104],
-        [105],
-        [104, 105, 106],
-        [107],
-        [108],
-        [109],
-    ]
-    assert reciter.calls == reads
+    first, second = [[EOT, 1, 2, 3], [100], [101]], [[100, 101, 102], [103], [104], [105]]
+    assert reciter.calls == [*first, *second, [104, 105, 106], [107], [108], [109]]
 
 
 def test_of_a_long_prompt_the_end_is_read() -> None:
@@ -141,13 +129,13 @@ def test_of_a_long_prompt_the_end_is_read() -> None:
     assert reciter.calls[0] == [16, 17, 18, 19]
 
 
-TEXT = "Zoë’s 🦊 met a 🐉👩‍🚀 – “hé”! 日本語"
+TEXT = "Zo\u00eb\u2019s \U0001f98a met a \U0001f409\U0001f469\u200d\U0001f680 \u2013 \u201ch\u00e9\u201d! \u65e5\u672c"
 
 
 def test_text_comes_in_whole_characters() -> None:
     tokenizer = gpt2_tokenizer()
     ids = tokenizer.encode(TEXT)
-    assert len(tokenizer.encode("🦊")) > 1  # its tokens are parts of a character
+    assert len(tokenizer.encode("\N{FOX FACE}")) > 1  # its tokens are parts of a character
     pieces = list(text_pieces(iter(ids), tokenizer))
     assert "".join(pieces) == TEXT
     assert all(pieces)
@@ -157,7 +145,7 @@ def test_text_comes_in_whole_characters() -> None:
 
 def test_a_piece_is_there_as_soon_as_its_last_byte_is() -> None:
     tokenizer = gpt2_tokenizer()
-    ids = tokenizer.encode("a🦊b")
+    ids = tokenizer.encode("a\N{FOX FACE}b")
     given: list[int] = []
 
     def giving() -> itertools.chain[int]:
@@ -166,12 +154,12 @@ def test_a_piece_is_there_as_soon_as_its_last_byte_is() -> None:
             yield token
 
     when = {piece: len(given) for piece in text_pieces(giving(), tokenizer)}
-    assert when == {"a": 1, "🦊": len(ids) - 1, "b": len(ids)}
+    assert when == {"a": 1, "\N{FOX FACE}": len(ids) - 1, "b": len(ids)}
 
 
 def test_a_story_cut_within_a_character_ends_with_the_replacement_character() -> None:
     tokenizer = gpt2_tokenizer()
-    ids = tokenizer.encode("a🦊")[:-1]
+    ids = tokenizer.encode("a\N{FOX FACE}")[:-1]
     assert list(text_pieces(iter(ids), tokenizer)) == ["a", "\N{REPLACEMENT CHARACTER}"]
 
 
@@ -186,9 +174,9 @@ def test_no_token_whatsoever_makes_the_text_fail() -> None:
 
 def test_a_tale_is_the_text_after_the_prompt() -> None:
     tokenizer = gpt2_tokenizer()
-    reciter = Reciter(tokenizer.encode(" there was a 🦊."))
+    reciter = Reciter(tokenizer.encode(" there was a \N{FOX FACE}."))
     pieces = list(tell(reciter, tokenizer, "Once", settings=GREEDY, seed=0, device=CPU))
-    assert "".join(pieces) == " there was a 🦊."
+    assert "".join(pieces) == " there was a \N{FOX FACE}."
     assert reciter.calls[0] == [EOT, *tokenizer.encode("Once")]
 
 

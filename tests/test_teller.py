@@ -65,13 +65,13 @@ def test_the_highest_stage_tells_and_its_result_comes_before_its_best(toy_ladder
 
 def test_a_resume_state_alone_is_no_result(toy_ladder: Ladder, leave: Leave) -> None:
     leave("tiny_resume.pt")
-    with pytest.raises(CheckpointError, match="no stage has a result in .*; train one: python train_tiny.py$"):
+    with pytest.raises(CheckpointError, match=r"no stage has a result in .*; train one: python train_tiny.py$"):
         load_teller(toy_ladder, None, GPT, CPU)
 
 
 def test_without_any_result_the_command_that_makes_one_is_told(toy_ladder: Ladder) -> None:
     demo = dataclasses.replace(toy_ladder, name="demo")
-    with pytest.raises(CheckpointError, match="train one: python train_tiny.py --preset demo$"):
+    with pytest.raises(CheckpointError, match=r"train one: python train_tiny.py --preset demo$"):
         load_teller(demo, None, GPT, CPU)
 
 

@@ -12,6 +12,7 @@ import errno
 import functools
 import hashlib
 import json
+import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -58,6 +59,14 @@ class TokenFile:
     def fingerprint(self) -> str:
         """Equal for equal content: the SHA-256 of the ids."""
         return self.sidecar.sha256
+
+    def check_size(self) -> None:
+        """DataError if the file was cut since it was mapped: reading behind its end would kill the process."""
+        mapped = self.ids.base
+        assert isinstance(mapped, mmap.mmap)
+        size = mapped.size()  # of the file that is mapped, whatever has its name now
+        if size < self.ids.nbytes:
+            raise DataError(f"{self.path} was cut from {self.ids.nbytes:,} to {size:,} bytes while in use; {_REBUILD}")
 
     def seen(self, vocab_size: int) -> npt.NDArray[np.bool_]:
         """Which token types the file uses, (V,)."""

@@ -14,6 +14,11 @@ from torch import Tensor
 _CHUNK_SCORES = {"cpu": 1 << 24, "cuda": 1 << 28}  # scores held at once: 64 MB in fp32; GPUs want large products
 
 
+def scores_at_once(device_type: str) -> int:
+    """How many scores, rows times vocabulary, one chunk holds on a device."""
+    return _CHUNK_SCORES.get(device_type, _CHUNK_SCORES["cpu"])
+
+
 def next_token_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor, *, log_unseen: float = 0.0) -> Tensor:
     """Cross-entropy summed over all targets, in nats, a float32 scalar with gradients for hidden state and head.
 
@@ -61,7 +66,7 @@ def _chunks(
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     hidden_NC, weight_VC = hidden_NC.to(dtype), weight_VC.to(dtype)
     N, V = len(hidden_NC), len(weight_VC)
-    rows = max(1, min(N, _CHUNK_SCORES.get(device, _CHUNK_SCORES["cpu"]) // V))
+    rows = max(1, min(N, scores_at_once(device) // V))
     product = torch.empty(rows, V, dtype=dtype, device=hidden_NC.device)
     scores = product if dtype == wide else torch.empty(rows, V, dtype=wide, device=hidden_NC.device)
     loss = torch.zeros((), dtype=wide, device=hidden_NC.device)
@@ -72,10 +77,11 @@ def _chunks(
             torch.mm(hidden_RC, weight_VC.T, out=product_RV)
             if scores_RV is not product_RV:
                 scores_RV.copy_(product_RV)
-            scores_RV[:, -1] += log_unseen
+            if log_unseen:
+                scores_RV[:, -1] += log_unseen
+                loss += log_unseen * (targets_R1 == V - 1).sum(dtype=wide)
             torch.log_softmax(scores_RV, dim=1, out=scores_RV)
             loss -= scores_RV.gather(1, targets_R1).sum()
-            loss += log_unseen * (targets_R1 == V - 1).sum(dtype=wide)
             if grad_hidden_NC is None or grad_weight_VC is None:
                 continue
             scores_RV.exp_().scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1, dtype=wide))

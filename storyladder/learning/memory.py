@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from storyladder.learning.loss import scores_at_once
 from storyladder.settings import ModelConfig, StageConfig
 
 _BYTES_PER_PARAMETER = 16  # float32 weight, gradient and AdamW's two moments
@@ -13,12 +14,12 @@ _SHARE = 0.6  # of the free memory that a step may plan with; the rest is for th
 _CPU_TOKENS = 2048  # a forward on a CPU: small pieces stay in the cache and are as fast as large ones (LOG.md)
 
 
-def predicted_memory(model: ModelConfig, *, n_rows: int, micro_batch_size: int) -> float:
+def predicted_memory(model: ModelConfig, *, n_rows: int, micro_batch_size: int, device_type: str) -> float:
     """Bytes that training will take, to about a quarter: weights, gradients, optimizer, activations and scores."""
     parameters = model.n_params - (model.vocab_size - n_rows) * model.n_embd
     tokens = micro_batch_size * model.context_length
     activations = 4 * tokens * model.n_embd * (_FLOATS_PER_TOKEN_AND_LAYER * model.n_layer + 8)
-    head = 4 * min(tokens * n_rows, 1 << 24) + 2 * 4 * n_rows * model.n_embd
+    head = 4 * min(tokens * n_rows, scores_at_once(device_type)) + 2 * 4 * n_rows * model.n_embd
     return _BASE_BYTES + _BYTES_PER_PARAMETER * parameters + activations + head
 
 
@@ -32,7 +33,7 @@ def fitting_micro_batch(
     if device.type == "cpu":
         divisors = [size for size in divisors if size * model.context_length <= _CPU_TOKENS] or [1]
     for size in divisors:
-        predicted = predicted_memory(model, n_rows=n_rows, micro_batch_size=size)
+        predicted = predicted_memory(model, n_rows=n_rows, micro_batch_size=size, device_type=device.type)
         if free_bytes is None or predicted <= _SHARE * free_bytes:
             return size
     return 1

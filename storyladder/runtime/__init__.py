@@ -1,1 +1,1 @@
-"""The ground that everything stands on: errors, machine, checkpoints, locks, signals, records. Knows no stories and no network."""
+"""The ground that everything stands on: errors, machine, checkpoints, locks. Knows no stories and no network."""

@@ -1,8 +1,8 @@
 """Crash-safe files of tensors and plain values: written beside, verified, then renamed; verified again at every load.
 
 A file under its final name is complete. The one before it is kept as NAME.prev.pt until the next save, and a load falls
-back to it. This module knows no model: it moves dictionaries. Nothing but tensors and plain int, float, str, bool, None,
-list and dict is written, and nothing else is ever unpickled.
+back to it. This module knows no model: it moves dictionaries. Nothing but tensors and plain int, float, str, bool,
+None, list and dict is written, and nothing else is ever unpickled.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def previous_of(path: Path) -> Path:
 def save_checkpoint(path: Path, payload: Payload, *, keep_previous: bool) -> None:
     """Write, read back, and only then give the file its name.
 
-    Raises OSError (full disk, read-only folder, bytes that read back differently) and leaves the old files as they were.
+    Raises OSError (full disk, read-only folder, bytes that read back differently) and leaves the old files alone.
     """
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **payload}
     content["digest"] = digest_of(content)
