@@ -29,7 +29,7 @@ TOY_TINY = StageConfig(
     min_lr=1e-3,
     warmup_steps=2,
     eval_interval=3,
-    save_interval=2,
+    save_interval=4,
     log_interval=1,
     seed=7,
 )
