@@ -71,18 +71,18 @@ SHORT = replace(LADDER, name="short", stages=(SHORT_TINY, SHORT_CHILDREN, SHORT_
 # --- demo: the same road in about three minutes on two laptop cores, on the bundled sample stories -------------------
 
 DEMO_TINY = replace(
-    TINY, max_steps=700, batch_size=16, max_lr=3e-3, min_lr=3e-4, warmup_steps=50, eval_interval=175, val_windows=64
+    TINY, max_steps=1_200, batch_size=4, max_lr=4e-3, min_lr=2e-4, warmup_steps=50, eval_interval=300, val_windows=64
 )
 DEMO_CHILDREN = replace(
-    CHILDREN, max_steps=500, batch_size=16, max_lr=2e-3, min_lr=2e-4, warmup_steps=25, eval_interval=125, val_windows=64
+    CHILDREN, max_steps=1_200, batch_size=4, max_lr=3e-3, min_lr=2e-4, warmup_steps=50, eval_interval=300, val_windows=64
 )
 DEMO_SIMPLE = replace(
-    SIMPLE, max_steps=500, batch_size=16, max_lr=2e-3, min_lr=1e-4, warmup_steps=25, eval_interval=125, val_windows=64
+    SIMPLE, max_steps=1_200, batch_size=4, max_lr=3e-3, min_lr=2e-4, warmup_steps=50, eval_interval=300, val_windows=64
 )
 DEMO = replace(
     LADDER,
     name="demo",
-    model=ModelConfig(n_layer=4, n_head=4, n_embd=128, context_length=256, dropout=0.0),
+    model=ModelConfig(n_layer=2, n_head=4, n_embd=128, context_length=256, dropout=0.0),
     stages=(DEMO_TINY, DEMO_CHILDREN, DEMO_SIMPLE),
     corpus=CorpusConfig(sample_stories=20_000),
 )
