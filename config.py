@@ -74,10 +74,22 @@ DEMO_TINY = replace(
     TINY, max_steps=1_200, batch_size=4, max_lr=4e-3, min_lr=2e-4, warmup_steps=50, eval_interval=300, val_windows=64
 )
 DEMO_CHILDREN = replace(
-    CHILDREN, max_steps=1_200, batch_size=4, max_lr=3e-3, min_lr=2e-4, warmup_steps=50, eval_interval=300, val_windows=64
+    DEMO_TINY,
+    name="children",
+    train_file=CHILDREN.train_file,
+    val_file=CHILDREN.val_file,
+    result_file=CHILDREN.result_file,
+    init_from="tiny",
+    max_lr=3e-3,
+    patience=5,
 )
 DEMO_SIMPLE = replace(
-    SIMPLE, max_steps=1_200, batch_size=4, max_lr=3e-3, min_lr=2e-4, warmup_steps=50, eval_interval=300, val_windows=64
+    DEMO_CHILDREN,
+    name="simple",
+    train_file=SIMPLE.train_file,
+    val_file=SIMPLE.val_file,
+    result_file=SIMPLE.result_file,
+    init_from="children",
 )
 DEMO = replace(
     LADDER,
