@@ -19,7 +19,7 @@ def predicted_memory(model: ModelConfig, *, n_rows: int, micro_batch_size: int, 
     parameters = model.n_params - (model.vocab_size - n_rows) * model.n_embd
     tokens = micro_batch_size * model.context_length
     activations = 4 * tokens * model.n_embd * (_FLOATS_PER_TOKEN_AND_LAYER * model.n_layer + 8)
-    head = 4 * min(tokens * n_rows, scores_at_once(device_type)) + 2 * 4 * n_rows * model.n_embd
+    head = 6 * min(tokens * n_rows, scores_at_once(device_type)) + 2 * 4 * n_rows * model.n_embd
     return _BASE_BYTES + _BYTES_PER_PARAMETER * parameters + activations + head
 
 
