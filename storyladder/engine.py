@@ -8,7 +8,6 @@ same as uninterrupted.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from storyladder.learning.step import StepResult
 from storyladder.planning import fit_to_minutes, plan_lines, refit, seconds_left
 from storyladder.recovery import note_skipped, note_spike, roll_back, step_within_memory, weights_are_finite
 from storyladder.runtime.checkpoint import Payload, load_checkpoint, save_checkpoint
-from storyladder.runtime.errors import DataError, Interrupted, SaveFailed, TrainingFailed
+from storyladder.runtime.errors import DataError, Interrupted, SaveFailed, TrainingFailed, say
 from storyladder.runtime.lock import locked
 from storyladder.runtime.machine import machine_line, peak_memory
 from storyladder.runtime.progress import Progress, duration_words
@@ -242,7 +241,7 @@ def _save_file(work: Work, path: Path, payload: Payload, *, keep_previous: bool)
     except OSError as error:
         work.failed_saves += 1
         work.log.write("save failed", step=work.state.step, file=path.name, error=str(error))
-        print(f"\nwarning: {path.name} could not be saved ({error.strerror}); going on", file=sys.stderr)
+        say(f"\nwarning: {path.name} could not be saved ({error.strerror}); going on")
         if work.failed_saves >= _FAILED_SAVES_TO_STOP:
             good = next((str(file) for file in (work.files.resume, work.files.best) if file.exists()), "none")
             raise SaveFailed(
@@ -258,7 +257,7 @@ def _leave(work: Work) -> None:
     """Save and leave, as a signal asked."""
     saved = weights_are_finite(work) and _save(work)
     words = f"saved at step {work.state.step:,}" if saved else f"NOT saved at step {work.state.step:,}"
-    print(f"{words}; {_command(work.run, work.stage.name)} goes on from what is saved", file=sys.stderr)
+    say(f"{words}; {_command(work.run, work.stage.name)} goes on from what is saved")
     work.stop.check()
 
 

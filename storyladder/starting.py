@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import time
 
 import torch
@@ -25,7 +24,7 @@ from storyladder.learning.step import StepResult, train_step
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.measuring.evaluation import Evaluation, evaluate
 from storyladder.runtime.checkpoint import Payload, load_checkpoint
-from storyladder.runtime.errors import CheckpointError, UserError
+from storyladder.runtime.errors import CheckpointError, UserError, say
 from storyladder.runtime.machine import Precision, free_memory, machine_line, pick_device, pick_precision
 from storyladder.runtime.run_log import RunLog
 from storyladder.runtime.signals import StopRequest
@@ -174,7 +173,7 @@ def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
             )
         state = TrainState(**resume.payload["progress"])
         if resume.notes:
-            print(f"going on from step {state.step:,} of {resume.path.name}", file=sys.stderr)
+            say(f"going on from step {state.step:,} of {resume.path.name}")
         return Start(f"continuing at step {state.step:,} from {resume.path.name}", resume.payload, state)
     if run.stage.init_from is None:
         return Start("starting from random weights", None, TrainState())
@@ -256,7 +255,7 @@ def record_start(work: Work) -> None:
 def say_all(notes: list[str]) -> None:
     """Warnings, a line each."""
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
+        say(f"warning: {note}")
 
 
 def step_now(work: Work, *, step: int) -> StepResult:

@@ -52,7 +52,7 @@ def is_noticed(mutant: Mutant, copy: Path) -> bool:
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests]
     try:
         done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=300, check=False
+            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=120, check=False
         )
     except subprocess.TimeoutExpired:
         return True

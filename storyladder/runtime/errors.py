@@ -51,6 +51,12 @@ class Interrupted(Exception):
         self.exit_status = 128 + signal_number
 
 
+def say(line: str) -> None:
+    """A line on stderr. A closed terminal or a log on a full disk takes the words away, and not the training."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turn a UserError into one message on stderr and its exit status; leave quietly on a signal or a closed pipe."""

@@ -9,6 +9,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from storyladder.runtime.errors import say
+
 _LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
@@ -66,11 +68,11 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
-        with _whoever_listens():
-            if self._terminal:
+        if self._terminal:
+            with _whoever_listens():
                 self._bar.write(line, file=sys.stderr)
-            else:
-                print(line, file=sys.stderr, flush=True)
+        else:
+            say(line)
 
 
 def _whoever_listens() -> contextlib.AbstractContextManager[None]:

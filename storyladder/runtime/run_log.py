@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from storyladder.runtime.errors import say
 
 
 class RunLog:
@@ -57,7 +58,7 @@ class RunLog:
             action()
         except OSError as error:
             if not self._silenced:
-                print(f"warning: cannot write the record {self.path} ({error.strerror}); going on", file=sys.stderr)
+                say(f"warning: cannot write the record {self.path} ({error.strerror}); going on")
             self._silenced = True
 
 
