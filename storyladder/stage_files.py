@@ -166,16 +166,11 @@ def unpack_optimizer(
         tensors = {moment: packed[moment][name] for moment in MOMENTS}
         if name == EMBEDDING:
             tensors = {moment: vocabulary.compress(tensor) for moment, tensor in tensors.items()}
+        counter = torch.tensor(float(packed["updates"]))
+        if optimizer.defaults["fused"]:  # which counts on the device; the plain one on the CPU
+            counter = counter.to(parameter.device)
         on_device = {moment: tensor.to(parameter.device) for moment, tensor in tensors.items()}
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(packed["updates"]), device=_step_device(parameter)),
-            **on_device,
-        }
-
-
-def _step_device(parameter: Tensor) -> torch.device:
-    """Fused AdamW counts on the parameter's device."""
-    return parameter.device
+        optimizer.state[parameter] = {"step": counter, **on_device}
 
 
 def check_shapes(payload: Payload, path: Path, model: ModelConfig) -> None:

@@ -10,12 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from model import GPT
 from storyladder.command_line import StageRun
+from storyladder.corpus.token_file import TrainBatches
 from storyladder.engine import train_stage
+from storyladder.learning.optimizer import build_optimizer
+from storyladder.learning.schedule import lr_at
+from storyladder.learning.vocabulary import start_rows_equal
 from storyladder.runtime.checkpoint import load_checkpoint, previous_of, read_checkpoint, save_checkpoint
 from storyladder.runtime.errors import CheckpointError, Interrupted, SaveFailed, TrainingFailed, UserError
 from storyladder.runtime.run_log import read_records
@@ -262,6 +268,53 @@ def test_tokens_seen_by_earlier_stages_keep_rows_of_their_own(toy_data: Ladder) 
         int(read_checkpoint(StageFiles.of(toy_data, stage).result)["seen_tokens"].sum()) for stage in toy_data.stages
     ]
     assert seen[0] < seen[1] < seen[2] < 200
+
+
+def test_tokens_that_only_earlier_stages_saw_are_not_forgotten(
+    toy_data: Ladder, write_toy_tokens: Callable[..., Path]
+) -> None:
+    """The text of stage 2 uses a third of the types of stage 1."""
+    write_toy_tokens(toy_data.folder("data") / "train_ch.bin", types=20)
+    write_toy_tokens(toy_data.folder("data") / "val_ch.bin", types=20, n_tokens=250)
+    for name in ("tiny", "children"):
+        train_stage(run_of(toy_data, name), GPT)
+    tiny, children = (
+        read_checkpoint(StageFiles.of(toy_data, toy_data.stage(name)).result)["seen_tokens"]
+        for name in ("tiny", "children")
+    )
+    assert torch.equal(tiny, children) and int(tiny.sum()) == 61
+
+
+def test_a_stage_trains_as_a_plain_loop_does(toy_data: Ladder) -> None:
+    """The slow oracle: whole vocabulary, F.cross_entropy, batch k and rate k at step k; losses to the fourth digit."""
+    ladder = replace(toy_data, model=replace(toy_data.model, dropout=0.0))
+    stage = ladder.stage("tiny")
+    train_stage(run_of(ladder), GPT)
+    records = read_records(StageFiles.of(ladder, stage).record)
+    measured = [record["train_loss"] for record in records if record["event"] == "train"]
+
+    ids = torch.from_numpy(np.fromfile(ladder.folder("data") / "train.bin", dtype="<u2").astype(np.int64))
+    batches = TrainBatches(
+        ids.numpy().astype(np.uint16), context_length=16, batch_size=stage.batch_size, seed=stage.seed
+    )
+    torch.manual_seed(stage.seed)
+    model = GPT(ladder.model)
+    used = torch.zeros(ladder.model.vocab_size, dtype=torch.bool)
+    used[ids.unique()] = True
+    start_rows_equal(model.head_weight.data, used)
+    optimizer = build_optimizer(model, stage)
+    losses = []
+    for step in range(stage.max_steps):
+        idx_BT, targets_BT = (torch.from_numpy(part) for part in batches.batch(step))
+        optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = lr_at(step, stage)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(idx_BT).flatten(0, 1), targets_BT.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), stage.grad_clip)
+        optimizer.step()
+        losses.append(loss.item())
+    assert measured == pytest.approx(losses, abs=1e-4)
+    assert losses[0] - losses[-1] > 0.5
 
 
 def test_compact_and_full_vocabulary_train_to_the_same_weights(toy_data: Ladder, tmp_path: Path) -> None:
