@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import secrets
 import sys
+import unicodedata
 from pathlib import Path
 
 from storyladder.command_line import Parser, load_ladder
@@ -50,10 +51,8 @@ def checked_prompt(text: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"the prompt is not valid text at character {error.start}; type it in UTF-8") from None
     if size > MAX_PROMPT_BYTES:
-        raise UserError(
-            f"the prompt has {size:,} bytes; at most {MAX_PROMPT_BYTES:,} are read, the last 256 tokens count"
-        )
-    strange = next((char for char in text if not char.isprintable() and char not in "\n\t"), None)
+        raise UserError(f"the prompt has {size:,} bytes; at most {MAX_PROMPT_BYTES:,} are taken, so shorten it")
+    strange = next((char for char in text if unicodedata.category(char) == "Cc" and char not in "\n\t"), None)
     if strange is not None:
         raise UserError(f"the prompt holds the control character {strange!r}; take it out")
     return text

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from storyladder.runtime.signals import StopRequest
 
 
+WHERE_FROM = (
+    "Where are the stories? --sample makes the bundled ones (no network), --download fetches the real corpora (7.4 GB; "
+    "with --limit-mb 100 less), --from DIR reads a folder of yours; without a flag {folder} is read"
+)
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The flags of this command."""
     parser = Parser(__doc__)
@@ -106,15 +112,13 @@ def texts_of_folder(given: Path | None, ladder: Ladder, names: list[str]) -> dic
     from storyladder.corpus.prepare import find_stage_files, text_of_files
 
     folder = given or ladder.raw_folder
-    if given is None and not folder.is_dir():
-        raise DataError(
-            "where are the stories? --sample makes the bundled ones (no network), --download fetches the real corpora "
-            "(7.4 GB; --limit-mb 100 takes a part), --from DIR reads a folder of yours; without a flag "
-            f"{folder} is read"
-        )
     found = {}
+    if given is None and not any(folder.glob("**/*.*")):
+        raise DataError(WHERE_FROM.format(folder=folder))
     for name in names:
         files = find_stage_files(folder, name, only_stage=len(names) == 1)
+        if not files and given is None:
+            raise DataError(f"no text for stage {name} in {folder}. " + WHERE_FROM.format(folder=folder))
         if not files:
             raise DataError(
                 f"no text for stage {name} in {folder}; put .txt, .json, .jsonl or .parquet files into "

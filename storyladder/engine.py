@@ -8,6 +8,8 @@ same as uninterrupted.
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import os
 import time
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from storyladder.learning.network import BuildModel
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.schedule import lr_at
 from storyladder.learning.step import StepResult
-from storyladder.planning import fit_to_minutes, plan_lines, refit, seconds_left
+from storyladder.planning import fit_to_minutes, measure_speed, plan_lines, refit, seconds_left
 from storyladder.recovery import note_skipped, note_spike, roll_back, step_within_memory, weights_are_finite
 from storyladder.runtime.checkpoint import Payload, load_checkpoint, save_checkpoint
 from storyladder.runtime.errors import DataError, Interrupted, SaveFailed, TrainingFailed, say
@@ -27,7 +29,6 @@ from storyladder.runtime.lock import locked
 from storyladder.runtime.machine import machine_line, peak_memory
 from storyladder.runtime.progress import Progress, duration_words
 from storyladder.runtime.signals import StopRequest, stop_on_signals
-from storyladder.settings import DEFAULT_PRESET
 from storyladder.stage_files import (
     StageFiles,
     check_shapes,
@@ -47,6 +48,9 @@ def train_stage(run: StageRun, build_model: BuildModel) -> None:
     files = StageFiles.of(run.ladder, run.stage)
     with stop_on_signals() as stop:
         if run.plan:
+            if files.result.exists() and not run.fresh:
+                print(f"stage {run.stage.name} is finished; started over with --fresh it would need:")
+                run = dataclasses.replace(run, fresh=True)
             print("\n".join(plan_lines(prepare_work(run, build_model, stop))))
             return
         with locked(files.resume.with_name(f".{run.stage.name}.lock")):
@@ -69,6 +73,9 @@ def _say_finished(run: StageRun, files: StageFiles) -> None:
         f"{loaded.payload['val_loss']:.4f} from step {loaded.payload['step']:,}. "
         f"Start it over with {_command(run, run.stage.name)} --fresh"
     )
+    if loaded.path != files.result:
+        save_checkpoint(files.result, loaded.payload, keep_previous=False)
+        say(f"{files.result.name} was written anew from {loaded.path.name}")
     files.forget_resume_state()
 
 
@@ -78,16 +85,32 @@ def _set_up(run: StageRun, build_model: BuildModel, stop: StopRequest) -> Work:
     print(machine_line(work.device, work.precision))
     print(f"stage {run.stage.name}: {work.start.words}", flush=True)
     if run.minutes is not None:
-        fit_to_minutes(work, run.minutes)
-        work.optimizer = build_optimizer(work.model, work.stage)
+        fit_to_minutes(work, run.minutes, measure_speed(work))
+        work.optimizer, work.scaler = build_optimizer(work.model, work.stage), work.precision.scaler()
     load_weights(work, build_model)
     if run.fresh:
-        work.log.set_aside()
-        for path in work.files.set_aside():
+        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+        work.log.set_aside(stamp)
+        for path in work.files.set_aside(stamp):
             print(f"the old file is kept as {path.name}")
+    work.state.micro_batch_size = work.micro_batch_size
+    _check_windows(work)
     work.log.keep_until(work.state.step, evaluated_at=work.state.evaluated_at)
     record_start(work)
     return work
+
+
+def _check_windows(work: Work) -> None:
+    """Where evaluations read something else than before, the best so far counts anew; its weights are kept aside."""
+    windows = f"{len(work.windows)} of {work.data.val.fingerprint}"
+    if work.state.windows not in ("", windows):
+        work.state.best_loss, work.state.best_step, work.state.bad_evals = float("inf"), -1, 0
+        work.state.evaluated_at = -1
+        aside = work.files.best.with_suffix(".other_windows.pt")
+        if work.files.best.exists():
+            os.replace(work.files.best, aside)
+        say(f"validation reads other text than before: the best loss counts anew, {aside.name} keeps the best weights")
+    work.state.windows = windows
 
 
 def _loop(work: Work, progress: Progress) -> None:
@@ -106,7 +129,7 @@ def _loop(work: Work, progress: Progress) -> None:
             _leave(work)
         tick = time.perf_counter()
         try:
-            result = step_within_memory(work, progress)
+            result = step_within_memory(work, progress.say, step=state.step)
         except DataError:
             _save(work)
             raise
@@ -158,6 +181,7 @@ def _out_of_patience(work: Work) -> bool:
 def _note_evaluation(work: Work, progress: Progress) -> None:
     """Measure, count, record, and keep the weights if they are the best so far. A signal ends it without a verdict."""
     state, tick = work.state, time.perf_counter()
+    before = (state.best_loss, state.best_step)
     try:
         measured = evaluate_now(work, work.windows)
     except Interrupted:
@@ -181,7 +205,8 @@ def _note_evaluation(work: Work, progress: Progress) -> None:
     )
     if best:
         payload = {**_payload(work), "val_loss": state.best_loss, "train_seconds": state.train_seconds}
-        _save_file(work, work.files.best, payload, keep_previous=False)
+        if not _save_file(work, work.files.best, payload, keep_previous=False):
+            state.best_loss, state.best_step = before  # what is on disk
     work.evaluation_seconds = time.perf_counter() - tick
     refit(work)
 
@@ -204,7 +229,8 @@ def _payload(work: Work) -> Payload:
     return {
         "stage": work.stage.name,
         "step": work.state.step,
-        "settings": plain_settings(work.run.ladder, work.run.stage),
+        "settings": plain_settings(work.run.ladder, work.run.stage, work.start.ancestors),
+        "fitted": work.state.fitted,
         "data": work.data.fingerprints,
         "tokenizer": gpt2_tokenizer().fingerprint,
         "seen_tokens": work.vocabulary.seen_V.to(torch.uint8),
@@ -287,17 +313,15 @@ def _finish(work: Work) -> None:
     why = "patience ran out" if _out_of_patience(work) else "all steps done"
     print(
         f"stage {work.stage.name} finished ({why}) after {state.step:,} steps and "
-        f"{duration_words(state.train_seconds)} of training: val_loss {state.best_loss:.4f} at step "
-        f"{state.best_step:,} -> {work.files.result}"
+        f"{duration_words(state.train_seconds)} of training: val_loss {best.payload['val_loss']:.4f} at step "
+        f"{best.payload['step']:,} -> {work.files.result}"
     )
     names = [stage.name for stage in work.run.ladder.stages]
     following = names[names.index(work.stage.name) + 1 :]
-    preset = "" if work.run.ladder.name == DEFAULT_PRESET else f" --preset {work.run.ladder.name}"
-    last = f'python generate.py{preset} --prompt "Once upon a time"'
+    last = work.run.ladder.command("generate.py") + ' --prompt "Once upon a time"'
     print(f"next: {_command(work.run, following[0]) if following else last}")
 
 
 def _command(run: StageRun, stage_name: str) -> str:
     """What the user types to train a stage of this preset."""
-    preset = "" if run.ladder.name == DEFAULT_PRESET else f" --preset {run.ladder.name}"
-    return f"python {script_of(stage_name)}{preset}"
+    return run.ladder.command(script_of(stage_name))

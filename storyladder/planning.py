@@ -12,10 +12,12 @@ from pathlib import Path
 
 from storyladder.learning.memory import predicted_memory
 from storyladder.learning.schedule import fitted_to, refitted_to
+from storyladder.recovery import step_within_memory
+from storyladder.runtime.errors import say
 from storyladder.runtime.machine import GB, free_memory, machine_line
 from storyladder.runtime.progress import duration_words, time_left
 from storyladder.settings import ModelConfig
-from storyladder.starting import Work, evaluate_now, step_now, validation_windows
+from storyladder.starting import Work, evaluate_now, validation_windows
 
 _MEASURE_SECONDS = 10.0  # at most
 
@@ -35,7 +37,7 @@ def measure_speed(work: Work) -> Speed:
     while len(seconds) < 3 or (len(seconds) < 8 and time.monotonic() - began < _MEASURE_SECONDS):
         work.stop.check()
         tick = time.perf_counter()
-        step_now(work, step=len(seconds))
+        step_within_memory(work, say, step=len(seconds))
         seconds.append(time.perf_counter() - tick)
     few = dataclasses.replace(work.stage, val_windows=work.micro_batch_size)
     windows = validation_windows(work.run, work.data, few)
@@ -46,9 +48,9 @@ def measure_speed(work: Work) -> Speed:
     return Speed(steady[len(steady) // 2], window)
 
 
-def fit_to_minutes(work: Work, minutes: float) -> None:
+def fit_to_minutes(work: Work, minutes: float, speed: Speed) -> None:
     """Shorten the schedule so that it ends in `minutes`, and remember it in the state."""
-    speed = measure_speed(work)
+    before = work.stage.val_windows
     everything = validation_windows(work.run, work.data, work.run.stage)
     seconds = 60 * minutes - (time.monotonic() - work.began_at)
     work.stage = fitted_to(
@@ -59,7 +61,10 @@ def fit_to_minutes(work: Work, minutes: float) -> None:
         window_seconds=speed.window,
         n_windows=len(everything),
     )
+    if work.state.evaluated_at >= 0:  # losses on other windows could not be compared with the best so far
+        work.stage = dataclasses.replace(work.stage, val_windows=before)
     work.windows = validation_windows(work.run, work.data, work.stage)
+    work.evaluation_seconds = speed.window * len(work.windows)
     _remember(work)
     print(
         f"fitted to {minutes:g} minutes: about {work.stage.max_steps - work.state.step:,} steps of {speed.step:.3g} s, "
@@ -111,7 +116,7 @@ def plan_lines(work: Work) -> list[str]:
     """What --plan prints, after measuring."""
     speed, stage, model = measure_speed(work), work.stage, work.run.ladder.model
     if work.run.minutes is not None:
-        fit_to_minutes(work, work.run.minutes)
+        fit_to_minutes(work, work.run.minutes, speed)
         stage = work.stage
     steps = stage.max_steps - work.state.step
     evaluations = -(-steps // stage.eval_interval) + 1

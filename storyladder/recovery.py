@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -26,25 +27,28 @@ _SPIKE_MEMORY = 0.98  # weight of the past in that mean: about the last fifty st
 _SPIKE_FROM = 50  # steps before there is a mean to speak of
 
 
-def step_within_memory(work: Work, progress: Progress) -> StepResult:
-    """Train the next step; when memory runs out, once more with half the micro-batch, down to one sequence."""
+def step_within_memory(work: Work, tell: Callable[[str], None], *, step: int) -> StepResult:
+    """Train a step; when memory runs out, once more with half the micro-batch, down to one sequence."""
     while True:
         try:
-            return step_now(work, step=work.state.step)
+            return step_now(work, step=step)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error) or work.micro_batch_size == 1:
                 raise
         smaller = next(n for n in range(work.micro_batch_size // 2, 0, -1) if work.stage.batch_size % n == 0)
-        progress.say(f"out of memory with {work.micro_batch_size} sequences at once; going on with {smaller}")
+        tell(f"out of memory with {work.micro_batch_size} sequences at once; going on with {smaller}")
         work.log.write("out of memory", step=work.state.step, micro_batch_size=smaller)
         work.micro_batch_size = work.state.micro_batch_size = smaller
         if work.device.type == "cuda":
             torch.cuda.empty_cache()
+        elif work.device.type == "mps":
+            torch.mps.empty_cache()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """torch raises OutOfMemoryError on GPUs and a plain RuntimeError of its allocator on CPUs."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    """torch raises OutOfMemoryError on CUDA and a plain RuntimeError of its allocators on CPUs and Apple's GPUs."""
+    words = ("can't allocate memory", "backend out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
 def note_skipped(work: Work, result: StepResult, progress: Progress) -> None:
@@ -79,6 +83,8 @@ def roll_back(work: Work, progress: Progress, why: str) -> None:
     good.rollbacks = bad.rollbacks + 1
     good.skipped_steps = bad.skipped_steps
     good.train_seconds = bad.train_seconds
+    good.micro_batch_size = bad.micro_batch_size
+    good.best_loss, good.best_step = bad.best_loss, bad.best_step  # of the file that is on disk
     good.batch_offset = bad.batch_offset + bad.step - good.step
     for field in dataclasses.fields(TrainState):  # the loop holds this very object
         setattr(work.state, field.name, getattr(good, field.name))

@@ -186,6 +186,10 @@ class Ladder:
         """Tokens that one optimizer step learns from."""
         return stage.batch_size * self.model.context_length
 
+    def command(self, script: str) -> str:
+        """What the user types to run a script on this preset."""
+        return f"python {script}" + ("" if self.name == DEFAULT_PRESET else f" --preset {self.name}")
+
     def folder(self, kind: str) -> Path:
         """The data, checkpoints or runs folder; a preset other than the default keeps its own in a subfolder."""
         base: Path = PROJECT / self.paths.root / getattr(self.paths, kind)

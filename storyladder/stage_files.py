@@ -4,14 +4,12 @@
     checkpoints/STAGE_best.pt       the weights with the lowest validation loss so far
     checkpoints/<result_file>       those weights when the stage is finished; what the next stage and generate.py read
 
-Where a stage starts is decided here, in one stated order: its own resume state, else the result of the stage before it
-(weights only), else random weights.
+Nothing here decides what is loaded; that is starting.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import os
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,8 @@ from torch import Tensor
 
 from storyladder.learning.network import EMBEDDING, LanguageModel
 from storyladder.learning.vocabulary import CompactVocabulary
-from storyladder.runtime.checkpoint import Loaded, Payload, load_checkpoint, previous_of
-from storyladder.runtime.errors import CheckpointError
+from storyladder.runtime.checkpoint import Loaded, Payload, previous_of, read_checkpoint
+from storyladder.runtime.errors import CheckpointError, DamagedCheckpoint
 from storyladder.settings import Ladder, ModelConfig, StageConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state for every parameter
@@ -36,6 +34,7 @@ class TrainState:
     best_loss: float = float("inf")  # lowest val_loss so far
     best_step: int = -1
     bad_evals: int = 0  # evaluations since then
+    windows: str = ""  # what evaluations read; losses on other windows are not compared
     evaluated_at: int = -1  # step of the last evaluation, so that a resumed stage does not count it twice
     skipped_steps: int = 0  # updates that were not made because a number was not finite
     skipped_in_a_row: int = 0
@@ -79,11 +78,11 @@ class StageFiles:
             record=ladder.folder("runs") / f"{stage.name}.jsonl",
         )
 
-    def set_aside(self) -> list[Path]:
-        """Give all files of the stage a name with the time in it; the new names."""
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    def set_aside(self, stamp: str) -> list[Path]:
+        """Give all files of the stage a name with `stamp` in it; the new names."""
         kept = []
-        for path in (self.result, self.best, self.resume, previous_of(self.resume)):
+        # The result goes last: whoever is killed on the way finds a finished stage and not half of one.
+        for path in (previous_of(self.resume), self.resume, self.best, self.result):
             if path.exists():
                 aside = path.with_name(f"{path.stem}.before-{stamp}.pt")
                 os.replace(path, aside)
@@ -102,12 +101,12 @@ def load_result(ladder: Ladder, stage: StageConfig) -> Loaded | None:
     if not files.result.exists():
         return None
     try:
-        return load_checkpoint(files.result)
-    except CheckpointError as error:
-        spare = load_checkpoint(files.best)
-        if spare is None:
-            raise CheckpointError(f"{error}; train the stage again: python {script_of(stage.name)} --fresh") from None
-        return dataclasses.replace(spare, notes=[str(error), f"using {spare.path.name} in its place"])
+        return Loaded(read_checkpoint(files.result), files.result, [])
+    except DamagedCheckpoint as error:
+        if not files.best.exists():
+            again = ladder.command(script_of(stage.name))
+            raise CheckpointError(f"{error}; train the stage again: {again} --fresh") from None
+        return Loaded(read_checkpoint(files.best), files.best, [f"{error}; using {files.best.name} in its place"])
 
 
 def script_of(stage_name: str) -> str:
@@ -115,15 +114,12 @@ def script_of(stage_name: str) -> str:
     return {"tiny": "train_tiny.py", "children": "train_children.py", "simple": "train_simp.py"}[stage_name]
 
 
-def plain_settings(ladder: Ladder, stage: StageConfig) -> dict[str, Any]:
-    """Model and stage settings with those of all ancestors, as plain values."""
-    family: list[StageConfig] = [stage]
-    while (parent := family[-1].init_from) is not None:
-        family.append(ladder.stage(parent))
+def plain_settings(ladder: Ladder, stage: StageConfig, ancestors: list[dict[str, Any]]) -> dict[str, Any]:
+    """Model and stage settings as plain values, behind those that the ancestors were really trained with."""
     return {
         "preset": ladder.name,
         "model": dataclasses.asdict(ladder.model),
-        "stages": [dataclasses.asdict(member) for member in reversed(family)],
+        "stages": [*ancestors, dataclasses.asdict(stage)],
     }
 
 
@@ -160,6 +156,7 @@ def unpack_optimizer(
     model: LanguageModel, optimizer: torch.optim.Optimizer, packed: dict[str, Any], vocabulary: CompactVocabulary
 ) -> None:
     """Give AdamW back what `pack_optimizer` took."""
+    optimizer.state.clear()
     if not packed["updates"]:
         return
     for name, parameter in model.named_parameters():
@@ -192,12 +189,12 @@ def check_shapes(payload: Payload, path: Path, model: ModelConfig) -> None:
         raise CheckpointError(f"{path} lacks the weights {EMBEDDING} of {model.vocab_size} x {model.n_embd}")
 
 
-# Settings that say how to run, when to look and where to keep it: they do not change what is learned.
+# Settings that say how to run, when to look and where to keep it: they change nothing of what is learned, except that
+# the draws of dropout follow the micro-batches.
 _FREE_SETTINGS = {
     "result_file",
     "micro_batch_size",
     "eval_interval",
-    "val_windows",
     "patience",
     "save_interval",
     "save_minutes",

@@ -1,7 +1,7 @@
 """Where a stage starts and with what: data checked, starting point chosen, model built, weights loaded.
 
 The order is stated once: this stage's own resume state, else the result of the stage before it (weights only, fresh
-optimizer), else random weights. Nothing on disk changes here.
+optimizer), else random weights. On disk nothing changes here but that a damaged resume state is set aside.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from storyladder.learning.step import StepResult, train_step
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.measuring.evaluation import Evaluation, evaluate
 from storyladder.runtime.checkpoint import Payload, load_checkpoint
-from storyladder.runtime.errors import CheckpointError, UserError, say
+from storyladder.runtime.errors import CheckpointError, DataError, UserError, say
 from storyladder.runtime.machine import Precision, free_memory, machine_line, pick_device, pick_precision
 from storyladder.runtime.run_log import RunLog
 from storyladder.runtime.signals import StopRequest
@@ -63,6 +64,7 @@ class Start:
     words: str
     payload: Payload | None
     state: TrainState
+    ancestors: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # settings of the stages before
 
 
 @dataclasses.dataclass
@@ -125,16 +127,34 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest) -> W
         vocabulary=vocabulary,
         device=device,
         precision=precision,
-        micro_batch_size=start.state.micro_batch_size
-        or fitting_micro_batch(
-            run.ladder.model, stage, device, n_rows=vocabulary.n_rows, free_bytes=free_memory(device)
-        ),
+        micro_batch_size=_micro_batch_size(run, start.state, device, vocabulary),
         log=RunLog(files.record),
         stop=stop,
     )
 
 
+def _micro_batch_size(run: StageRun, state: TrainState, device: torch.device, vocabulary: CompactVocabulary) -> int:
+    """What config.py says, but no more than there was memory for; else what the stage began with; else what fits.
+
+    A resumed stage must not choose anew by the memory of the day: dropout draws once for every micro-batch.
+    """
+    if state.micro_batch_size is None:
+        free = free_memory(device)
+        return fitting_micro_batch(run.ladder.model, run.stage, device, n_rows=vocabulary.n_rows, free_bytes=free)
+    if run.stage.micro_batch_size is not None:
+        return min(run.stage.micro_batch_size, state.micro_batch_size)
+    return state.micro_batch_size
+
+
 def _open_data(run: StageRun) -> StageData:
+    try:
+        return _open_token_files(run)
+    except DataError as error:  # which does not know the preset
+        command = run.ladder.command("prepare_data.py")
+        raise DataError(str(error).replace("python prepare_data.py", command)) from None
+
+
+def _open_token_files(run: StageRun) -> StageData:
     folder, model = run.ladder.folder("data"), run.ladder.model
     tokenizer = gpt2_tokenizer()
     train, val = (
@@ -161,7 +181,13 @@ def validation_windows(run: StageRun, data: StageData, stage: StageConfig) -> Va
 
 def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
     """This stage's own resume state; else the result of the stage before it; else random weights."""
-    resume = None if run.fresh else load_checkpoint(files.resume)
+    resume = None if run.fresh else load_checkpoint(files.resume, set_aside=not run.plan)
+    if resume is None and not run.fresh and files.best.exists() and not files.result.exists():
+        again = f"{run.ladder.command(script_of(run.stage.name))} --fresh"
+        raise CheckpointError(
+            f"{files.best} is there, but neither {files.result.name} nor {files.resume.name}, so it is not known how "
+            f"far the stage was; {again} starts it over and keeps that file aside"
+        )
     if resume is not None:
         say_all(resume.notes)
         check_shapes(resume.payload, resume.path, run.ladder.model)
@@ -172,9 +198,13 @@ def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
                 "--accept-changes, or start over with --fresh"
             )
         state = TrainState(**resume.payload["progress"])
+        if changes:
+            state.fitted = {}  # the schedule of config.py is what the user asks for now
         if resume.notes:
             say(f"going on from step {state.step:,} of {resume.path.name}")
-        return Start(f"continuing at step {state.step:,} from {resume.path.name}", resume.payload, state)
+        fitted = f", with its schedule of {state.fitted['max_steps']:,} steps" if state.fitted else ""
+        words = f"continuing at step {state.step:,} from {resume.path.name}{fitted}"
+        return Start(words, resume.payload, state, resume.payload["settings"]["stages"][:-1])
     if run.stage.init_from is None:
         return Start("starting from random weights", None, TrainState())
     parent_stage = run.ladder.stage(run.stage.init_from)
@@ -184,7 +214,7 @@ def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
         begun = "is not finished" if parent_files.best.exists() else "has not been trained"
         raise CheckpointError(
             f"stage {run.stage.name} starts from {parent_files.result}, but stage {parent_stage.name} {begun}; "
-            f"run python {script_of(parent_stage.name)} first (--minutes N ends it in N minutes)"
+            f"run {run.ladder.command(script_of(parent_stage.name))} first (--minutes N ends it in N minutes)"
         )
     say_all(parent.notes)
     check_shapes(parent.payload, parent.path, run.ladder.model)
@@ -193,6 +223,7 @@ def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
         f"validation loss {parent.payload['val_loss']:.4f} on {parent_stage.name})",
         parent.payload,
         TrainState(),
+        parent.payload["settings"]["stages"],
     )
 
 
@@ -243,7 +274,7 @@ def record_start(work: Work) -> None:
         stage=work.stage.name,
         step=work.state.step,
         start=work.start.words,
-        settings=plain_settings(work.run.ladder, work.stage),
+        settings=plain_settings(work.run.ladder, work.stage, work.start.ancestors),
         data=work.data.fingerprints,
         vocabulary_rows=work.vocabulary.n_rows,
         micro_batch_size=work.micro_batch_size,
@@ -279,6 +310,7 @@ def step_now(work: Work, *, step: int) -> StepResult:
 
 def evaluate_now(work: Work, windows: ValidationWindows) -> Evaluation:
     """The validation loss of the weights as they are; raises Interrupted when a signal asks to leave."""
+    work.data.val.check_size()
     return evaluate(
         work.model,
         windows,

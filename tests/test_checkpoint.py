@@ -184,6 +184,16 @@ def test_foreign_and_absurd_archives_are_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "newer.pt")
 
 
+def test_a_sound_file_of_a_later_version_is_refused_and_keeps_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    save(path)
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "format_version": 99}, path)
+    with pytest.raises(CheckpointError, match="format version 99"):
+        load_checkpoint(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_the_digest_depends_on_every_value_type_shape_and_name() -> None:
     base = {"t": torch.zeros(4), "n": 1, "d": {"x": None}}
     digest = digest_of(base)

@@ -383,9 +383,103 @@ def test_a_changed_setting_is_refused_with_both_values_or_accepted_by_flag(
     train_stage(run_of(changed, accept_changes=True), GPT)
 
 
-def test_settings_that_only_say_how_to_run_may_change(toy_data: Ladder) -> None:
+def test_settings_that_only_say_how_to_run_may_change(toy_data: Ladder, capsys: pytest.CaptureFixture[str]) -> None:
     interrupt_in_step(toy_data, 1)
     train_stage(run_of(with_stage(toy_data, save_interval=3, log_interval=2, micro_batch_size=1, patience=9)), GPT)
+    assert "continuing at step 2" in capsys.readouterr().out
+
+
+def test_a_resumed_stage_keeps_the_micro_batch_that_it_began_with(
+    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the memory of the day would suggest: the draws of dropout follow the micro-batches."""
+    ladder = with_stage(toy_data, micro_batch_size=None)
+    interrupt_in_step(ladder, 1)
+    resume = StageFiles.of(ladder, ladder.stage("tiny")).resume
+    assert read_checkpoint(resume)["progress"]["micro_batch_size"] == 4
+    monkeypatch.setattr("storyladder.learning.memory._CPU_TOKENS", 16)  # would choose 1 now
+    interrupt_in_step(ladder, 0)
+    assert read_checkpoint(resume)["progress"]["micro_batch_size"] == 4
+
+
+def test_losses_on_other_validation_windows_are_not_compared(
+    toy_data: Ladder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_in_step(toy_data, 4)
+    files = StageFiles.of(toy_data, toy_data.stage("tiny"))
+    fewer = with_stage(toy_data, val_windows=3)
+    with pytest.raises(UserError, match="val_windows was None and is 3"):
+        train_stage(run_of(fewer), GPT)
+    old_best = files.best.read_bytes()
+    train_stage(run_of(fewer, accept_changes=True), GPT)
+    assert "the best loss counts anew" in capsys.readouterr().err
+    assert files.best.with_suffix(".other_windows.pt").read_bytes() == old_best
+    assert read_checkpoint(files.result)["step"] == 6
+
+
+def test_minutes_on_a_resumed_stage_keep_its_validation_windows(toy_data: Ladder) -> None:
+    ladder = with_stage(toy_data, max_steps=10**6, save_interval=10**5)
+    interrupt_in_step(ladder, 1)
+    with pytest.raises(Interrupted):
+        train_stage(run_of(ladder, minutes=0.5), SignalAt(MICROS * 10 + 2))
+    progress = read_checkpoint(StageFiles.of(ladder, ladder.stage("tiny")).resume)["progress"]
+    assert progress["fitted"]["val_windows"] is None and progress["evaluated_at"] >= 0
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_result_is_written_anew_from_the_best_weights(
+    toy_data: Ladder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told twice: the second call must not take the stage for one that never was."""
+    train_stage(run_of(toy_data), GPT)
+    files = StageFiles.of(toy_data, toy_data.stage("tiny"))
+    good, best = plain_state(files.result), files.best.read_bytes()
+    files.result.write_bytes(files.result.read_bytes()[:-500])
+    for said in ("was written anew", "is finished"):
+        train_stage(run_of(toy_data), GPT)
+        heard = capsys.readouterr()
+        assert said in heard.err + heard.out
+    assert_equal(plain_state(files.result), good)
+    assert files.best.read_bytes() == best
+
+
+def test_best_weights_without_result_or_resume_state_are_never_trained_over(toy_data: Ladder) -> None:
+    train_stage(run_of(toy_data), GPT)
+    files = StageFiles.of(toy_data, toy_data.stage("tiny"))
+    files.result.unlink()
+    best = files.best.read_bytes()
+    with pytest.raises(CheckpointError, match="--fresh starts it over"):
+        train_stage(run_of(toy_data), GPT)
+    assert files.best.read_bytes() == best
+
+
+def test_best_weights_that_could_not_be_saved_are_not_counted_as_best(toy_data: Ladder) -> None:
+    """The folder stands in the way of the second save of best weights, and of no other."""
+    files = StageFiles.of(toy_data, toy_data.stage("tiny"))
+    partial = files.best.with_suffix(".partial")
+
+    class Blocking(GPT):
+        forwards = 0
+
+        def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+            if self.training:
+                Blocking.forwards += 1
+                if Blocking.forwards == 1:
+                    partial.mkdir()
+                if Blocking.forwards == MICROS * 3 + 1:
+                    partial.rmdir()
+            return super().hidden(idx_BT, cache)
+
+    ladder = with_stage(toy_data, max_steps=4, min_lr=0.0, eval_interval=3, max_lr=1e-2)
+    train_stage(run_of(ladder), Blocking)
+    records = read_records(files.record)
+    assert [record["file"] for record in records if record["event"] == "save failed"] == ["tiny_best.pt"]
+    losses = {record["step"]: record["val_loss"] for record in records if record["event"] == "evaluation"}
+    result = read_checkpoint(files.result)
+    assert result["step"] == 4 and result["val_loss"] == losses[4]
+    assert records[-1]["best_step"] == 4
 
 
 def test_changed_data_are_refused(toy_data: Ladder, write_toy_tokens: Callable[..., Path]) -> None:
@@ -466,6 +560,32 @@ def test_many_bad_steps_in_a_row_go_back_to_the_last_good_state_and_leave_those_
     (back,) = [record for record in records if record["event"] == "rollback"]
     assert (back["step"], back["from_step"], back["batches_left_out"]) == (4, 24, 20)
     assert [record["step"] for record in records if record["event"] == "train"] == list(range(1, 31))
+
+
+def test_a_rollback_to_the_very_start_leaves_no_moments_and_keeps_the_best_on_disk(toy_data: Ladder) -> None:
+    """The state of step 0 is the last good one; the evaluation at step 3 has left better weights than those."""
+    ladder = with_stage(toy_data, max_steps=26, save_interval=100, max_lr=1e-2)
+    files = StageFiles.of(ladder, ladder.stage("tiny"))
+    seen: list[int] = []
+
+    class Watched(Poisoned):
+        poisoned: ClassVar[set[int]] = set(range(MICROS * 4 + 1, MICROS * 24 + 1))
+        count = 0
+
+    with pytest.raises(Interrupted):
+
+        class Leaving(Watched):
+            def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+                if self.training and type(self).count == MICROS * 24 + 1:
+                    seen.append(1)
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return super().hidden(idx_BT, cache)
+
+        train_stage(run_of(ladder), Leaving)
+    state = read_checkpoint(files.resume)
+    assert seen and state["progress"]["rollbacks"] == 1 and state["progress"]["step"] == 1
+    assert state["optimizer"]["updates"] == 1
+    assert state["progress"]["best_loss"] == read_checkpoint(files.best)["val_loss"]
 
 
 def test_a_third_rollback_is_the_last(toy_data: Ladder) -> None:

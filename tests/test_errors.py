@@ -20,6 +20,7 @@ STATUS = {
     "DataError": 2,
     "DownloadError": 2,
     "CheckpointError": 2,
+    "DamagedCheckpoint": 2,
     "SaveFailed": 75,
     "TrainingFailed": 70,
 }

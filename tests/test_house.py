@@ -25,8 +25,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("storyladder.telling",),
     ("storyladder.command_line",),
     ("storyladder.starting",),
-    ("storyladder.planning",),
     ("storyladder.recovery",),
+    ("storyladder.planning",),
     ("storyladder.engine",),
 )
 # What is stricter than the floors: all that these may import of ours.

@@ -410,8 +410,8 @@ def test_without_a_flag_the_raw_folder_is_read(tmp_path: Path, config: Path, tex
 
 def test_with_nothing_there_the_three_choices_are_named(tmp_path: Path, config: Path) -> None:
     assert refusal("prepare_data.py", "--config", config) == (
-        "error: where are the stories? --sample makes the bundled ones (no network), --download fetches the real "
-        "corpora (7.4 GB; --limit-mb 100 takes a part), --from DIR reads a folder of yours; "
+        "error: Where are the stories? --sample makes the bundled ones (no network), --download fetches the real "
+        "corpora (7.4 GB; with --limit-mb 100 less), --from DIR reads a folder of yours; "
         f"without a flag {tmp_path / 'data' / 'raw'} is read\n"
     )
 

@@ -76,15 +76,14 @@ def test_records_without_a_step_stay(log: RunLog) -> None:
 
 
 def test_a_stage_that_starts_over_keeps_the_old_record_aside(log: RunLog) -> None:
-    log.set_aside()
+    log.set_aside("1")
     log.keep_until(3, evaluated_at=3)
     assert not log.path.parent.exists(), "nothing there, nothing to do"
     log.write("train", step=1)
-    log.set_aside()
-    assert {path.name for path in log.path.parent.iterdir()} == {"tiny.before.jsonl"}
+    log.set_aside("1")
     log.write("train", step=2)
-    log.set_aside()
-    assert "2" in (log.path.parent / "tiny.before.jsonl").read_text(encoding="utf-8")
+    log.set_aside("2")
+    assert {path.name for path in log.path.parent.iterdir()} == {"tiny.before-1.jsonl", "tiny.before-2.jsonl"}
 
 
 def test_a_record_that_cannot_be_written_is_said_once_and_raises_nothing(
@@ -107,6 +106,6 @@ def test_a_record_that_cannot_be_read_raises_nothing_either(log: RunLog, capsys:
 
 def test_a_record_that_cannot_be_set_aside_raises_nothing(log: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
     log.write("train", step=1)
-    (log.path.parent / "tiny.before.jsonl").mkdir()
-    log.set_aside()
+    (log.path.parent / "tiny.before-1.jsonl").mkdir()
+    log.set_aside("1")
     assert "(Is a directory); going on" in capsys.readouterr().err

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from model import GPT
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
+from storyladder.runtime.checkpoint import previous_of
 from storyladder.runtime.errors import CheckpointError
 from storyladder.settings import Ladder
 from storyladder.stage_files import (
@@ -86,7 +89,7 @@ def test_a_smaller_compact_vocabulary_unfolds_the_tokens_that_a_later_stage_meet
 
 def payload_of(ladder: Ladder) -> dict[str, object]:
     return {
-        "settings": plain_settings(ladder, ladder.stage("children")),
+        "settings": plain_settings(ladder, ladder.stage("children"), []),
         "data": {"train_ch.bin": "a", "val_ch.bin": "b"},
         "model": {"transformer.wte.weight": torch.zeros(ladder.model.vocab_size, ladder.model.n_embd)},
     }
@@ -105,12 +108,13 @@ def test_changes_are_named_with_both_values_and_free_settings_are_not(toy_ladder
     assert changes_since(payload_of(toy_ladder), calmer, stage, same) == ["dropout was 0.1 and is 0.0"]
 
 
-def test_settings_are_kept_with_all_ancestors(toy_ladder: Ladder) -> None:
-    settings = plain_settings(toy_ladder, toy_ladder.stage("simple"))
-    assert [stage["name"] for stage in settings["stages"]] == ["tiny", "children", "simple"]
+def test_settings_stand_behind_those_that_the_ancestors_were_trained_with(toy_ladder: Ladder) -> None:
+    settings = plain_settings(toy_ladder, toy_ladder.stage("simple"), [{"name": "tiny", "max_lr": 9.0}])
+    assert [stage["name"] for stage in settings["stages"]] == ["tiny", "simple"]
+    assert settings["stages"][0]["max_lr"] == 9.0
 
 
-def test_another_shape_is_refused_with_both_numbers(toy_ladder: Ladder, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_another_shape_is_refused_with_both_numbers(toy_ladder: Ladder, tmp_path: Path) -> None:
     deeper = replace(toy_ladder.model, n_layer=3)
     with pytest.raises(CheckpointError, match=r"n_layer is 2 there and 3 in config.py"):
         check_shapes(payload_of(toy_ladder), tmp_path / "x.pt", deeper)
@@ -124,6 +128,29 @@ def test_setting_aside_keeps_every_file_under_a_new_name(toy_ladder: Ladder) -> 
     files.result.parent.mkdir(parents=True)
     for path in (files.result, files.best, files.resume):
         path.write_bytes(path.name.encode())
-    aside = files.set_aside()
+    aside = files.set_aside("then")
     assert len(aside) == 3 and not files.result.exists()
     assert {path.read_bytes().decode() for path in aside} == {files.result.name, files.best.name, files.resume.name}
+
+
+def test_the_result_is_set_aside_last_so_that_a_kill_leaves_a_finished_stage(
+    toy_ladder: Ladder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = StageFiles.of(toy_ladder, toy_ladder.stage("tiny"))
+    files.result.parent.mkdir(parents=True)
+    paths = (files.result, files.best, files.resume, previous_of(files.resume))
+    for path in paths:
+        path.write_bytes(b"x")
+    replace_file = os.replace
+    moved = []
+
+    def replace_until_killed(old: Path, new: Path) -> None:
+        if len(moved) == 3:
+            raise KeyboardInterrupt
+        moved.append(old)
+        replace_file(old, new)
+
+    monkeypatch.setattr(os, "replace", replace_until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        files.set_aside("then")
+    assert [path for path in paths if path.exists()] == [files.result]

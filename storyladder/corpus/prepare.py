@@ -141,7 +141,10 @@ def build_token_files(
         for path, writer in writers.items():
             if not writer.stories:
                 raise DataError(f"no story for {path.name} in {', '.join(text.names)}; {_why_none(counts[path])}")
-        return {path: writer.finish(sources=text.names, cleaning=counts[path]) for path, writer in writers.items()}
+        built = {path: writer.seal(sources=text.names, cleaning=counts[path]) for path, writer in writers.items()}
+        for writer in writers.values():
+            writer.publish()
+        return built
 
 
 def _why_none(counts: collections.Counter[str]) -> str:

@@ -115,7 +115,13 @@ class TokenWriter:
         self.largest_id = max(self.largest_id, int(ids.max()))
 
     def finish(self, *, sources: Sequence[str], cleaning: Mapping[str, int]) -> Sidecar:
-        """Give the file its final name; the sidecar comes last and makes it complete."""
+        """Write everything out and give the file its final name."""
+        sidecar = self.seal(sources=sources, cleaning=cleaning)
+        self.publish()
+        return sidecar
+
+    def seal(self, *, sources: Sequence[str], cleaning: Mapping[str, int]) -> Sidecar:
+        """Bring file and sidecar to the disk under their partial names: all room is taken, nothing is replaced yet."""
         sidecar = Sidecar(
             format_version=FORMAT_VERSION,
             dtype="uint16",
@@ -132,14 +138,17 @@ class TokenWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            # Room for the sidecar is taken before the old pair is touched.
             with self._sidecar_partial.open("w", encoding="utf-8") as file:
                 json.dump(dataclasses.asdict(sidecar), file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
+        return sidecar
+
+    def publish(self) -> None:
+        """Give a sealed file its final name; the sidecar comes last and makes it complete."""
+        with _disk_errors(self.path):
             os.replace(self._partial, self.path)
             os.replace(self._sidecar_partial, _sidecar_path(self.path))
-        return sidecar
 
 
 @contextlib.contextmanager

@@ -23,12 +23,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from storyladder.runtime.errors import CheckpointError
+from storyladder.runtime.errors import CheckpointError, DamagedCheckpoint
 
 FORMAT = "storyladder checkpoint"
 FORMAT_VERSION = 1
 Payload = dict[str, Any]
 
+# What zipfile and torch.load raise for bytes that are no archive of tensors.
+_UNREADABLE = (
+    *(RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError, NotImplementedError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error),
+)
 _MAX_STRUCTURE = 32 << 20  # bytes of pickle around the tensors; ours has about 50 KB
 _MAX_RECORDS = 100_000
 
@@ -94,8 +99,8 @@ def _require_space(folder: Path, content: Payload) -> None:
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Make the renaming itself durable; Windows has no such call and needs none."""
-    with contextlib.suppress(PermissionError):
+    """Make the renaming itself durable, where the system knows such a call."""
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -110,10 +115,12 @@ def read_checkpoint(path: Path) -> Payload:
     try:
         _require_plain_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {_first_line(error)}") from None
-    except (pickle.UnpicklingError, zipfile.BadZipFile, NotImplementedError, struct.error) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint: {_first_line(error)}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except _UNREADABLE as error:
+        if "can't allocate memory" in str(error):
+            raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from None
+        raise DamagedCheckpoint(f"{path} is damaged or no checkpoint: {_first_line(error)}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of Storyladder (its `format` is missing)")
     if content.get("format_version") != FORMAT_VERSION:
@@ -121,7 +128,7 @@ def read_checkpoint(path: Path) -> Payload:
             f"{path} has format version {content.get('format_version')}, this program reads {FORMAT_VERSION}"
         )
     if content.get("digest") != digest_of(content):
-        raise CheckpointError(f"{path} is damaged: its content does not match its digest")
+        raise DamagedCheckpoint(f"{path} is damaged: its content does not match its digest")
     return {key: _unmapped(value) for key, value in content.items()}
 
 
@@ -141,10 +148,11 @@ def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
 
-def load_checkpoint(path: Path) -> Loaded | None:
+def load_checkpoint(path: Path, *, set_aside: bool = True) -> Loaded | None:
     """The newest sound generation of `path`, or None if there has never been one.
 
-    A damaged file is set aside as NAME.corrupt and the one before it is used; if all are damaged, CheckpointError.
+    A damaged file is set aside as NAME.corrupt and the one before it is used; if all are damaged, CheckpointError. Only
+    the process that holds the lock may set aside.
     """
     notes: list[str] = []
     for candidate in (path, previous_of(path)):
@@ -152,8 +160,8 @@ def load_checkpoint(path: Path) -> Loaded | None:
             continue
         try:
             return Loaded(read_checkpoint(candidate), candidate, notes)
-        except CheckpointError as error:
-            aside = _set_aside(candidate)
+        except DamagedCheckpoint as error:
+            aside = _set_aside(candidate) if set_aside else candidate
             notes.append(f"{error}; it is kept as {aside.name}")
     if notes:
         raise CheckpointError("; ".join(notes))

@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
+_REQUIRED = ("torch", "tiktoken", "numpy", "tqdm")
+
 
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong (the value), what was expected, what to type next."""
@@ -29,6 +31,10 @@ class DownloadError(UserError):
 
 class CheckpointError(UserError):
     """A result or resume state that is missing, damaged, foreign or of another shape."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A file of ours whose content is not what was written."""
 
 
 class SaveFailed(UserError):
@@ -72,6 +78,12 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(error.exit_status) from None
     except Interrupted as stop:
         raise SystemExit(stop.exit_status) from None
+    except ModuleNotFoundError as error:
+        if error.name not in _REQUIRED:
+            raise
+        install = "python -m pip install -c constraints.txt -r requirements.txt"
+        print(f"error: the package {error.name} is not installed here; run {install}", file=sys.stderr)
+        raise SystemExit(UserError.exit_status) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:

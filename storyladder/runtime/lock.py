@@ -46,6 +46,7 @@ def _try_lock(file: IO[str]) -> bool:
         import msvcrt
 
         try:
+            os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)  # far behind the note, which others must be able to read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         except OSError:
             return False

@@ -22,10 +22,10 @@ class RunLog:
         self.path = path
         self._silenced = False
 
-    def set_aside(self) -> None:
-        """Keep the record of a former training as NAME.before.jsonl."""
+    def set_aside(self, stamp: str) -> None:
+        """Keep the record of a former training under a name with `stamp` in it."""
         if self.path.exists():
-            self._guarded(lambda: os.replace(self.path, self.path.with_suffix(".before.jsonl")))
+            self._guarded(lambda: os.replace(self.path, self.path.with_suffix(f".before-{stamp}.jsonl")))
 
     def keep_until(self, step: int, *, evaluated_at: int) -> None:
         """Drop what was recorded after `step`, evaluations after `evaluated_at`, and a line torn in writing."""

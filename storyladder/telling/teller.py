@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from storyladder.learning.network import BuildModel, LanguageModel
-from storyladder.runtime.checkpoint import Payload, load_checkpoint, read_checkpoint
-from storyladder.runtime.errors import CheckpointError, SettingsError
+from storyladder.runtime.checkpoint import Payload, read_checkpoint
+from storyladder.runtime.errors import CheckpointError, SettingsError, say
 from storyladder.settings import Ladder, ModelConfig, check_part
 from storyladder.stage_files import StageFiles, script_of
 
@@ -40,24 +40,24 @@ def load_teller(ladder: Ladder, checkpoint: Path | None, build_model: BuildModel
 
 
 def _highest(ladder: Ladder) -> tuple[Path, Payload]:
-    """Of the highest stage that has one: its result, else its best weights so far."""
+    """Of the highest stage that has one: its result, else its best weights so far. What is damaged is said."""
     notes: list[str] = []
     for stage in reversed(ladder.stages):
         files = StageFiles.of(ladder, stage)
         for path in (files.result, files.best):
+            if not path.exists():
+                continue
             try:
-                loaded = load_checkpoint(path)
+                payload = read_checkpoint(path)
             except CheckpointError as error:
                 notes.append(str(error))
                 continue
-            if loaded is not None:
-                return path, loaded.payload
+            for note in notes:
+                say(f"warning: {note}")
+            return path, payload
     damaged = f" ({'; '.join(notes)})" if notes else ""
-    first = script_of(ladder.stages[0].name)
-    preset = "" if ladder.name == "default" else f" --preset {ladder.name}"
-    raise CheckpointError(
-        f"no stage has a result in {ladder.folder('checkpoints')}{damaged}; train one: python {first}{preset}"
-    )
+    first = ladder.command(script_of(ladder.stages[0].name))
+    raise CheckpointError(f"no stage has a result in {ladder.folder('checkpoints')}{damaged}; train one: {first}")
 
 
 def model_config(payload: Payload, path: Path) -> ModelConfig:
