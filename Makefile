@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STORY  := Once upon a time, there was a
 
-.PHONY: demo test check mutants faults bench clean
+.PHONY: demo test check mutants clean
 demo: $(VENV)/installed
 	$(PY) prepare_data.py --preset demo --sample
 	$(PY) train_tiny.py --preset demo

@@ -228,15 +228,23 @@ def problems(ladder: Ladder) -> Iterator[str]:
     parts += [(f"stage {getattr(stage, 'name', stage)!r}: ", stage) for stage in stages]
     foreign = [stage for stage in stages if not isinstance(stage, StageConfig)]
     yield from (f"stages holds {stage!r}; expected StageConfig(...)" for stage in foreign)
-    sound = not foreign
+    wrong = []  # parts whose fields cannot be compared with each other
     for where, part in parts:
-        lines = list(_field_problems(part))
-        sound = sound and not lines
-        yield from (where + line for line in lines)
-    if sound:
+        if lines := list(_field_problems(part)):
+            wrong.append(part)
+            yield from (where + line for line in lines)
+    if isinstance(ladder.model, ModelConfig) and not _is_among(ladder.model, wrong):
         yield from _model_problems(ladder.model)
-        yield from _stage_problems(ladder)
+    for stage in stages:
+        if not _is_among(stage, [*wrong, *foreign]):
+            yield from (f"stage {stage.name!r}: {line}" for line in _stage_problems(stage))
+    if not foreign and not any(_is_among(part, wrong) for part in (ladder, *stages)):
+        yield from _family_problems(ladder)
         yield from _name_problems(ladder)
+
+
+def _is_among(part: object, parts: list[object]) -> bool:
+    return any(part is each for each in parts)
 
 
 # Limits by field name: one name means one thing in every class. (lowest, highest), both allowed.
@@ -328,26 +336,30 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
         yield f"model: n_embd ({model.n_embd}) must be a multiple of n_head ({model.n_head}), for example {fitting}"
 
 
-def _stage_problems(ladder: Ladder) -> Iterator[str]:
-    """What the fields of one stage, and the stages together, must agree on."""
+def _stage_problems(stage: StageConfig) -> Iterator[str]:
+    """What the fields of one stage must agree on."""
+    if stage.name not in STAGE_NAMES:
+        yield f"unknown name{nearest(stage.name, STAGE_NAMES)}"
+    if stage.min_lr > stage.max_lr:
+        yield f"min_lr ({stage.min_lr:g}) is above max_lr ({stage.max_lr:g}); lower it"
+    if stage.warmup_steps >= stage.max_steps:
+        yield f"warmup_steps ({stage.warmup_steps}) must be below max_steps ({stage.max_steps})"
+    if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
+        yield (
+            f"batch_size ({stage.batch_size}) must be a multiple of micro_batch_size ({stage.micro_batch_size}); "
+            "None chooses one that fits"
+        )
+
+
+def _family_problems(ladder: Ladder) -> Iterator[str]:
+    """What the stages together must agree on."""
     earlier: list[str] = []
     for stage in ladder.stages:
         where = f"stage {stage.name!r}: "
-        if stage.name not in STAGE_NAMES:
-            yield f"{where}unknown name{nearest(stage.name, STAGE_NAMES)}"
         if stage.name in earlier:
             yield f"{where}stands in `stages` twice; keep one"
         if stage.init_from is not None and stage.init_from not in earlier:
             yield f"{where}init_from is {stage.init_from!r}; expected None or an earlier stage: {earlier or 'none'}"
-        if stage.min_lr > stage.max_lr:
-            yield f"{where}min_lr ({stage.min_lr:g}) is above max_lr ({stage.max_lr:g}); lower it"
-        if stage.warmup_steps >= stage.max_steps:
-            yield f"{where}warmup_steps ({stage.warmup_steps}) must be below max_steps ({stage.max_steps})"
-        if stage.micro_batch_size and stage.batch_size % stage.micro_batch_size:
-            yield (
-                f"{where}batch_size ({stage.batch_size}) must be a multiple of micro_batch_size "
-                f"({stage.micro_batch_size}); None chooses one that fits"
-            )
         earlier.append(stage.name)
     missing = [name for name in STAGE_NAMES if name not in earlier]
     if missing:
@@ -364,9 +376,14 @@ def _name_problems(ladder: Ladder) -> Iterator[str]:
             name, where = getattr(stage, field), f"stage {stage.name!r}: {field}"
             if not _is_plain_name(name):
                 yield f"{where} is {name!r}; expected a plain file name without folders"
+            elif name.endswith(_OURS):
+                yield f"{where} is {name!r}; names ending in {' or '.join(_OURS)} are for a stage not finished"
             elif name in used:
                 yield f"{where} is {name!r}, as is {used[name]}; give each its own"
             used.setdefault(name, where)
+
+
+_OURS = ("_best.pt", "_resume.pt", "_resume.prev.pt")
 
 
 def _is_plain_name(name: str) -> bool:

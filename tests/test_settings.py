@@ -373,3 +373,18 @@ def test_a_misspelt_preset_names_the_nearest() -> None:
     assert refusal("train_tiny.py", "--preset", "x") == (
         "error: config.py has no preset 'x'; there are default, demo, short\n"
     )
+
+
+def test_a_wrong_type_in_one_part_does_not_hide_what_does_not_fit_together_elsewhere(toy_ladder: Ladder) -> None:
+    tiny, *others = toy_ladder.stages
+    wrong = replace(
+        toy_ladder,
+        model=replace(toy_ladder.model, n_embd=17),
+        stages=(replace(tiny, batch_size="x"), replace(others[0], min_lr=1.0), others[1]),  # type: ignore[arg-type]
+    )
+    told = " ".join(problems(wrong))
+    assert "batch_size is 'x'" in told and "n_embd (17)" in told and "min_lr (1) is above" in told
+
+
+def test_a_result_may_not_have_the_name_of_an_unfinished_stages_file(toy_ladder: Ladder) -> None:
+    assert "not finished" in only_problem(with_tiny(toy_ladder, result_file="tiny_best.pt"))
