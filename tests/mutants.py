@@ -36,7 +36,7 @@ def read_mutants(path: Path = LIST) -> list[Mutant]:
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.strip() or line.startswith("#"):
             continue
-        file, old, new, tests = (part.strip() for part in line.split(":::"))
+        file, old, new, tests = (part.strip() for part in line.split(" ::: "))
         count = (PROJECT / file).read_text(encoding="utf-8").count(old)
         assert count == 1, f"{old!r} stands {count} times in {file}, expected once"
         mutants.append(Mutant(file, old, new, tuple(tests.split())))
@@ -55,7 +55,7 @@ def is_noticed(mutant: Mutant, copy: Path) -> bool:
             command, cwd=copy, env=environment, capture_output=True, text=True, timeout=120, check=False
         )
     except subprocess.TimeoutExpired:
-        return True
+        return True  # a fault may well make a loop endless
     finally:
         path.write_text(sound, encoding="utf-8")
     assert done.returncode in (0, 1, 2), done.stdout + done.stderr
