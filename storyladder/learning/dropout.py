@@ -13,7 +13,7 @@ _LEVELS = 1 << 16
 class Dropout(nn.Module):
     """nn.Dropout, with masks on the CPU from numpy's bits: two bytes an element, compared with a threshold.
 
-    torch draws them there one by one and in one thread: 13 ms for 8 x 256 x 336 elements where this takes 1 (LOG.md).
+    torch draws them there one by one and in one thread, which takes about three times as long (LOG.md).
     The probability is p to the nearest 1/65536. The seed comes from torch's generator, so torch.manual_seed rules both.
     """
 
