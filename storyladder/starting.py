@@ -24,7 +24,7 @@ from storyladder.learning.schedule import lr_at
 from storyladder.learning.step import StepResult, train_step
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.measuring.evaluation import Evaluation, evaluate
-from storyladder.runtime.checkpoint import Payload, load_checkpoint
+from storyladder.runtime.checkpoint import Loaded, Payload, load_checkpoint
 from storyladder.runtime.errors import CheckpointError, DataError, UserError, say
 from storyladder.runtime.machine import Precision, free_memory, machine_line, pick_device, pick_precision
 from storyladder.runtime.run_log import RunLog
@@ -181,13 +181,7 @@ def validation_windows(run: StageRun, data: StageData, stage: StageConfig) -> Va
 
 def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
     """This stage's own resume state; else the result of the stage before it; else random weights."""
-    resume = None if run.fresh else load_checkpoint(files.resume, set_aside=not run.plan)
-    if resume is None and not run.fresh and files.best.exists() and not files.result.exists():
-        again = f"{run.ladder.command(script_of(run.stage.name))} --fresh"
-        raise CheckpointError(
-            f"{files.best} is there, but neither {files.result.name} nor {files.resume.name}, so it is not known how "
-            f"far the stage was; {again} starts it over and keeps that file aside"
-        )
+    resume = None if run.fresh else _own_resume_state(run, files)
     if resume is not None:
         say_all(resume.notes)
         check_shapes(resume.payload, resume.path, run.ladder.model)
@@ -225,6 +219,26 @@ def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
         TrainState(),
         parent.payload["settings"]["stages"],
     )
+
+
+def _own_resume_state(run: StageRun, files: StageFiles) -> Loaded | None:
+    """The stage's resume state, or None if the stage has never begun; what is lost never ends in a silent new start."""
+    over = (
+        f"{run.ladder.command(script_of(run.stage.name))} --fresh starts the stage over and keeps what is there aside"
+    )
+    try:
+        resume = load_checkpoint(files.resume, set_aside=not run.plan)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; put a copy back, or {over}") from None
+    if resume is None and not files.result.exists():
+        corrupt = files.resume.parent.glob(f"{files.resume.stem}*.corrupt*")
+        if remains := [path for path in (files.best, *corrupt) if path.exists()]:
+            names = ", ".join(path.name for path in remains)
+            raise CheckpointError(
+                f"{names} in {files.resume.parent} come from a stage that had begun, but {files.resume.name} is gone; "
+                f"put a copy back, or {over}"
+            )
+    return resume
 
 
 def _vocabulary(run: StageRun, data: StageData, payload: Payload | None) -> CompactVocabulary:
