@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STORY  := Once upon a time, there was a
 
-.PHONY: demo test check mutants clean
+.PHONY: demo test check mutants faults clean
 demo: $(VENV)/installed
 	$(PY) prepare_data.py --preset demo --sample
 	$(PY) train_tiny.py --preset demo
@@ -26,6 +26,9 @@ check: $(VENV)/installed-dev
 
 mutants: $(VENV)/installed-dev
 	$(PY) tests/mutants.py
+
+faults: $(VENV)/installed-dev
+	$(PY) tests/faults/run.py
 
 $(VENV)/installed: requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)

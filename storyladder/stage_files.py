@@ -9,6 +9,7 @@ Nothing here decides what is loaded; that is starting.py.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
@@ -92,7 +93,8 @@ class StageFiles:
     def forget_resume_state(self) -> None:
         """Delete the resume states of a finished stage; result and best weights stay."""
         for path in (self.resume, previous_of(self.resume)):
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the stage is finished; what cannot be deleted does no harm
+                path.unlink(missing_ok=True)
 
 
 def load_result(ladder: Ladder, stage: StageConfig) -> Loaded | None:

@@ -210,6 +210,17 @@ def test_the_digest_depends_on_every_value_type_shape_and_name() -> None:
     assert len({digest, *map(digest_of, others)}) == len(others) + 1
 
 
+def test_a_folder_in_the_place_of_a_checkpoint_is_set_aside_like_a_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    save(path, 1)
+    save(path, 2)
+    path.unlink()
+    path.mkdir()
+    loaded = load_checkpoint(path)
+    assert loaded is not None and loaded.payload["progress"]["step"] == 1
+    assert (tmp_path / "x.pt.corrupt").is_dir()
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"there is no checkpoint .*x\.pt"):
         read_checkpoint(tmp_path / "x.pt")

@@ -31,7 +31,8 @@ Payload = dict[str, Any]
 
 # What zipfile and torch.load raise for bytes that are no archive of tensors.
 _UNREADABLE = (
-    *(RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError, NotImplementedError),
+    *(RuntimeError, ValueError, KeyError, IndexError, EOFError, AttributeError, TypeError, OverflowError),
+    *(AssertionError, ImportError, NotImplementedError),
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error),
 )
 _MAX_STRUCTURE = 32 << 20  # bytes of pickle around the tensors; ours has about 50 KB
@@ -110,6 +111,8 @@ def _fsync_folder(folder: Path) -> None:
 
 def read_checkpoint(path: Path) -> Payload:
     """The content of a checkpoint, on the CPU, verified. CheckpointError if it is missing, damaged or not ours."""
+    if path.is_dir():
+        raise DamagedCheckpoint(f"{path} is a folder and no checkpoint")
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:

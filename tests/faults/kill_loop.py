@@ -1,0 +1,60 @@
+"""Killed again and again at random moments: the end must be that of the run that nobody killed."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from judging import Reference, Verdict, check_outcome, recover
+from launcher import KILLED
+from playground import LONG, Toy, lost_checkpoint, sound_steps
+
+VARIANT = LONG
+_FORWARDS_A_STEP = 2
+_SEED = 2024
+
+
+def loop(kills: int, *, most_steps: int | None = None) -> Callable[[Toy, Reference], Verdict]:
+    """SIGKILL from outside, a random time after a random step, `kills` times."""
+
+    def play(toy: Toy, reference: Reference) -> Verdict:
+        verdict, choice = Verdict(), random.Random(_SEED + kills)
+        steps = most_steps or 2 * 1_900 // max(kills, 2) + 2
+        made = 0
+        for _ in range(kills):
+            forward = choice.randint(1, steps * _FORWARDS_A_STEP)
+            outcome = toy.run(f"forward:{forward}:tell", kill_after=choice.uniform(0, 0.03), timeout=600)
+            if outcome.status != KILLED:
+                break
+            made += 1
+            lost = lost_checkpoint(toy, outcome) if made == 1 else _no_generation(toy, outcome.trace)
+            if lost:
+                verdict.lost.append(lost)
+        verdict.demand(made == kills, f"it was finished after {made} kills")
+        last = recover(toy, verdict, reference)
+        check_outcome(verdict, last, must_fire=False)
+        return verdict
+
+    return play
+
+
+def _no_generation(toy: Toy, trace: list[str]) -> str | None:
+    began = any(line.startswith("done rename tiny_resume.pt") for line in trace)
+    names = sound_steps(toy)
+    return "tiny_resume.pt" if began and not any("resume" in name for name in names) else None
+
+
+def near_patience(point: str, name: str, back: int) -> Callable[[Toy, Reference], Verdict]:
+    """Kill at the `back`-th call from the end, where evaluations without improvement are being counted."""
+
+    def play(toy: Toy, reference: Reference) -> Verdict:
+        verdict = Verdict()
+        count = sum(line.split()[1] == point and name in line for line in reference.trace if line.startswith("call"))
+        faults = f"{point}{'@' + name if name else ''}:{max(1, (count or 60) + 1 - back)}:kill"
+        first = toy.run(faults)
+        check_outcome(verdict, first)
+        verdict.demand(first.status == KILLED, f"status {first.status}: {first.last_error()}")
+        recover(toy, verdict, reference)
+        return verdict
+
+    return play
