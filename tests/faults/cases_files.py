@@ -68,7 +68,7 @@ def errors_at_every_call(
                     continue
                 faults = f"{point}@{name}:{number}:{error}"
                 play = fault_then_again(faults, must_say=True)
-                yield Injection(case, faults, play, fast=point == "fsync" and number == 1)
+                yield Injection(case, faults, play, fast=faults.startswith("fsync@tiny_resume.partial:1:"))
 
 
 # --- 1 to 7: kill -------------------------------------------------------------------------------------------------
@@ -215,7 +215,9 @@ def damage_cases() -> Iterator[Injection]:
         yield Injection(9, f"result flipped, seed {seed}", _damaged_result(harm), fast=seed == 0)
     for words, harm in damage.EMPTY.items():
         for name in (RESUME, PREVIOUS, BEST):
-            yield Injection(10, f"{name}: {words}", _damaged_then_again(harm, name), fast=words == "0 bytes")
+            yield Injection(
+                10, f"{name}: {words}", _damaged_then_again(harm, name), fast=(words, name) == ("0 bytes", RESUME)
+            )
         if words != "missing":  # a user who deletes the result has asked for a start from scratch
             yield Injection(10, f"{RESULT}: {words}", _damaged_result(harm))
     for words, harm in {"flipped": damage.flip_at(1), "cut": damage.cut_at(1), **damage.EMPTY}.items():

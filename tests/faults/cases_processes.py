@@ -98,7 +98,7 @@ def signal_cases() -> Iterator[Injection]:
     for name, status in _LEAVE.items():
         for moment in (*moments, "rename@tiny_resume.pt:1", "fsync-folder:3", "open@tiny.jsonl:4"):
             faults = f"{moment}:{name}"
-            yield Injection(45, faults, _leaves(faults, status), fast=moment in ("forward:8", "evaluate:20"))
+            yield Injection(45, faults, _leaves(faults, status), fast=faults in ("forward:8:int", "evaluate:20:term"))
     for moment in (*moments, "write@tinystories:5", "rename@tinystories:1"):
         faults = f"{moment}:usr1"
         yield Injection(
@@ -111,7 +111,7 @@ def signal_cases() -> Iterator[Injection]:
             yield Injection(45, f"prepare_data.py: {moment}:{name}", _prepare_left(f"{moment}:{name}", status), WHOLE)
         yield Injection(45, f"generate.py: evaluate:5:{name}", _generate_left(name, status), WHOLE)
     for name in ("train", "train with errors", "prepare", "generate"):
-        yield Injection(45, f"| head: {name}", _piped(name), WHOLE, fast=name == "generate")
+        yield Injection(45, f"| head: {name}", _piped(name), WHOLE)
     yield Injection(45, "the terminal window is closed", _terminal_closed, STEADY)
     yield Injection(45, "nohup: SIGHUP stays ignored", _ignored(signal.SIGHUP, "hup"))
     yield Injection(45, "in the background of a script: SIGINT stays ignored", _ignored(signal.SIGINT, "int"))
@@ -518,7 +518,7 @@ def _alike(faults: str) -> Callable[[Toy, Reference], Verdict]:
         verdict.demand(process.status == fork.status, f"process {process.status}, fork {fork.status}")
         verdict.demand(left == sound_steps(other), f"process left {left}")
         if process.status != 0:
-            again = run_process(toy.launch())
+            again = toy.run()
             verdict.demand(again.status == 0, again.last_error())
         compare(toy, verdict, reference)
         return verdict
