@@ -1,6 +1,6 @@
 """From text to token files: which files belong to a stage, cleaning, splitting and encoding.
 
-Constant memory, all cores, and the result does not depend on how many. This module knows no flags and no model.
+Constant memory, several cores, and the result does not depend on how many. This module knows no flags and no model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ from storyladder.runtime.errors import DataError
 from storyladder.settings import CorpusConfig
 
 MB = 1_000_000
-_BUNDLE_CHARS = 1 << 20  # of stories that one call of tiktoken encodes
+_BUNDLE_CHARS = 1 << 21  # of stories that are encoded together
+_MOST_WORKERS = 4  # more would wait for the one thread that reads and cleans, and hold a bundle each
 _VAL_SHARE_OF_LIMIT = 0.1  # --limit-mb N: at most N of text for training and a tenth of it for validation
 _PART_NAME = re.compile(r"(.+)\.first-(\d+)-bytes(\.[^.]+)")  # the beginning of a file, as sources.py names it
 _VAL_NAME = re.compile(r"(^|[-_.])(val|valid|validation|test|dev)([-_.]|$)", re.IGNORECASE)
@@ -134,7 +135,7 @@ def build_token_files(
         )
         for read, targets in sides:
             stories = _routed(read(), targets, corpus, counts, limits)
-            for path, (ids, n_stories, n_bytes) in _encoded(stories, tokenizer, workers or os.cpu_count() or 1):
+            for path, (ids, n_stories, n_bytes) in _encoded(stories, tokenizer, workers or _cores()):
                 writers[path].add(ids, stories=n_stories, text_bytes=n_bytes)
                 bar.update(n_bytes)
                 check_stop()
@@ -145,6 +146,10 @@ def build_token_files(
         for writer in writers.values():
             writer.publish()
         return built
+
+
+def _cores() -> int:
+    return min(os.cpu_count() or 1, _MOST_WORKERS)
 
 
 def _why_none(counts: collections.Counter[str]) -> str:
@@ -183,7 +188,7 @@ Bundle = tuple[npt.NDArray[np.uint16], int, int]  # ids, stories, bytes of text
 
 
 def _encoded(stories: Iterable[tuple[Path, str]], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[Path, Bundle]]:
-    """Bundles of ids in the order of the stories; tiktoken lets go of the interpreter, so threads use all cores."""
+    """Bundles of ids in the order of the stories; encoding leaves the interpreter to others, so threads help."""
     with ThreadPoolExecutor(max_workers=workers) as pool:
         waiting: collections.deque[tuple[Path, Future[Bundle]]] = collections.deque()
         for path, bundle in _bundled(stories):
@@ -196,7 +201,7 @@ def _encoded(stories: Iterable[tuple[Path, str]], tokenizer: Tokenizer, workers:
 
 
 def _bundled(stories: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, list[str]]]:
-    """Stories of the same file together, about a megabyte at a time."""
+    """Stories of the same file together, about two megabytes at a time."""
     open_bundles: dict[Path, list[str]] = {}
     sizes: collections.Counter[Path] = collections.Counter()
     for path, story in stories:
