@@ -1,0 +1,75 @@
+"""benchmarks/RESULTS.md: one section a benchmark, each replaced by its next run; and the machine in one line.
+
+Imports nothing that takes memory or time, which would be measured with the rest.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+_HEAD = "# Results of the benchmarks\n\nEach section is written by the command in it, and replaced by its next run.\n"
+
+
+def write_section(title: str, lines: list[str], path: Path = RESULTS) -> None:
+    """Replace the section `## title` by these lines, or append it. A crash leaves the file as it was."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        text = _HEAD
+    head, *sections = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    new = f"## {title}\n\n" + "\n".join(lines).strip() + "\n"
+    places = [place for place, section in enumerate(sections) if section.partition("\n")[0] == f"## {title}"]
+    if places:
+        sections[places[0]] = new
+    else:
+        sections.append(new)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text("\n\n".join(part.strip() for part in [head, *sections]) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def hardware_line() -> str:
+    """CPU, cores, memory, versions and date."""
+    machine = [_cpu_model(), f"{os.cpu_count()} cores"]
+    if (memory := _memory_bytes()) is not None:
+        machine.append(f"{memory / 1e9:.0f} GB")
+    machine.append(f"{platform.system()} {platform.machine()}")
+    versions = [f"Python {platform.python_version()}", *map(_version, ("torch", "numpy", "tiktoken", "pyarrow"))]
+    return f"{', '.join(machine)}; {', '.join(versions)}; {datetime.datetime.now().date().isoformat()}"
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
+        if model:
+            return model[1]
+    if platform.system() == "Darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        if asked.stdout.strip():
+            return asked.stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory_bytes() -> int | None:
+    """None where nobody says."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _version(package: str) -> str:
+    try:
+        return f"{package} {importlib.metadata.version(package)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {package}"

@@ -1,0 +1,57 @@
+"""The benchmarks run, on a little text, and their sections replace each other in RESULTS.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from running import run_script
+
+from benchmarks.results import hardware_line, write_section
+from storyladder.corpus.sample_stories import sample_stories
+
+
+def test_a_section_is_appended_once_and_replaced_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "RESULTS.md"
+    write_section("One", ["first", "", "| a |"], path)
+    write_section("Two", ["second"], path)
+    head, *sections = path.read_text(encoding="utf-8").split("\n\n## ")
+    assert head.startswith("# Results") and sections == ["One\n\nfirst\n\n| a |", "Two\n\nsecond\n"]
+    write_section("One", ["changed ## not a title"], path)
+    write_section("On", ["another"], path)
+    assert path.read_text(encoding="utf-8") == (
+        f"{head}\n\n## One\n\nchanged ## not a title\n\n## Two\n\nsecond\n\n## On\n\nanother\n"
+    )
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_machine_is_told_in_one_line() -> None:
+    line = hardware_line()
+    assert "\n" not in line
+    for word in (" cores", "Python 3.", "torch 2.", "numpy ", "tiktoken 0.", "pyarrow ", "; 20"):
+        assert word in line
+
+
+def test_the_benchmark_of_the_preparation_compares_the_same_text(tmp_path: Path) -> None:
+    text, results = tmp_path / "few.txt", tmp_path / "RESULTS.md"
+    stories = list(sample_stories("tiny", 300))
+    text.write_text("\n<|endoftext|>\n".join(stories) + "\n<|endoftext|>\n", encoding="utf-8")
+    flags = ("--text", text, "--mb", text.stat().st_size * 1.5 / 1e6, "--rounds", 1, "--results", results, "--json")
+    done = run_script("benchmarks/preparation.py", *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["text_mb"] == round(2 * sum(map(len, stories)) / 1e6, 1) and found["rounds"] == 1
+    assert found["tokens"] == found["plain_tokens"] > 50_000
+    assert found["mb_per_s"] > 0 and 0.01 < found["peak_rss_gb"] < 1
+    assert found["ratio_plain"] == pytest.approx(found["mb_per_s"] / found["plain_mb_per_s"], rel=0.05)
+    assert found["ratio_processes"] == pytest.approx(found["mb_per_s"] / found["processes_mb_per_s"], rel=0.05)
+    section = results.read_text(encoding="utf-8")
+    assert "## Preparation: few.txt" in section and "read 2 times" in section and str(tmp_path) not in section
+    assert f"| Storyladder | {found['mb_per_s']:.1f} |" in section
+
+
+def test_the_benchmark_of_the_preparation_names_a_text_that_is_not_there() -> None:
+    done = run_script("benchmarks/preparation.py", "--text", "nowhere.txt")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --text nowhere.txt: there is no such file; give files of stories\n"
