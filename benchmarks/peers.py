@@ -86,7 +86,7 @@ class PlainLoop:
             logits_BTV = self._forward(input_ids=idx_BT, use_cache=False).logits
             loss: Tensor = F.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
         self._optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self._gpt2.parameters(), self._stage.grad_clip)
         self._optimizer.step()
         return loss.detach()
