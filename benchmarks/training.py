@@ -16,6 +16,7 @@ import argparse
 import dataclasses
 import json
 import math
+import statistics
 import sys
 import tempfile
 import time
@@ -138,7 +139,7 @@ def results_of(
                     ratios[name] = plain / measured.median
         median = _median(seconds)
         tokens = ladder.tokens_per_step(ladder.stages[0])
-        facts = good[-1][0].facts if good else {}
+        facts = _facts(good)
         share, share_of_full = _shares(ladder.model, good, tokens)
         results.append(
             Result(
@@ -156,11 +157,17 @@ def results_of(
     return results
 
 
+def _facts(good: list[tuple[Measured, dict[str, Measured]]]) -> dict[str, Any]:
+    """What a contender said of itself, with the highest peaks of all its races."""
+    facts = dict(good[-1][0].facts) if good else {}
+    for name in ("peak_rss", "peak_gpu"):
+        if peaks := [measured.facts[name] for measured, _ in good if measured.facts.get(name)]:
+            facts[name] = max(peaks)
+    return facts
+
+
 def _median(values: list[float]) -> float | None:
-    ordered, middle = sorted(values), len(values) // 2
-    if not ordered:
-        return None
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    return statistics.median(values) if values else None
 
 
 def _shares(
@@ -197,7 +204,7 @@ def table(results: list[Result]) -> list[str]:
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for result in results:
         if result.median is None:
-            lines.append(f"| {result.name} | {result.note or 'not measured'} |{' |' * (len(heads) - 2)}")
+            lines.append(f"| {result.name} |{' |' * (len(heads) - 1)}")
             continue
         cells = [result.name, str(result.facts["number_format"])]
         cells.append(f"{result.median:.4g} ({min(result.seconds):.4g} to {max(result.seconds):.4g})")
@@ -208,8 +215,9 @@ def table(results: list[Result]) -> list[str]:
         cells.append(f"{share} ({full:.0%})" if full is not None and result.share != full else share)
         cells.append(_memory_words(result.facts))
         cells += [str(result.facts["micro_batch"]), f"{result.facts['rows']:,}"]
-        lines.append(f"| {' | '.join(cells)} |" + (f" {result.note}" if result.note else ""))
-    return lines
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = [f"{result.name}: {result.note}." for result in results if result.note]
+    return [*lines, *([""] if notes else []), *notes]
 
 
 def _memory_words(facts: dict[str, Any]) -> str:

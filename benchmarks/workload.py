@@ -58,14 +58,14 @@ def put_text(ladder: Ladder, data: Path | None) -> str:
 def zipf_ids(n_tokens: int, n_types: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
     """Ids whose k-th frequent type has a share of about 1 / k; every type is there, and EOT stands every 200 tokens."""
     random = np.random.default_rng(0)
-    types = np.append(random.permutation(EOT)[: n_types - 1], EOT)
-    shares = 1.0 / np.arange(1, n_types + 1) ** _ZIPF
-    ids = types[random.choice(n_types, n_tokens, p=shares / shares.sum())]
-    ids[random.permutation(n_tokens)[:n_types]] = types
+    words = random.permutation(EOT)[: n_types - 1]
+    shares = 1.0 / np.arange(1, n_types) ** _ZIPF
+    drawn = words[random.choice(len(words), n_tokens, p=shares / shares.sum())]
+    ids = drawn.astype(np.uint16)
     ids[_STORY - 1 :: _STORY] = EOT
-    missing = np.setdiff1d(types, ids)
-    ids[1 : _STORY * len(missing) + 1 : _STORY] = missing
-    return ids.astype(np.uint16)
+    places = random.permutation(np.flatnonzero(ids != EOT))
+    ids[places[: len(words)]] = words
+    return ids
 
 
 def put_random_weights(ladder: Ladder, path: Path) -> None:
