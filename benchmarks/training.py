@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import statistics
 import sys
 import tempfile
@@ -33,7 +32,7 @@ from storyladder.settings import PROJECT, Ladder, ModelConfig
 
 GB = 1e9
 _WARMUPS = 2
-_STEPS_PER_TURN = {"cuda": 20}  # a step of milliseconds is measured in blocks, without waiting between its steps
+_STEPS_PER_TURN = {"cuda": 20}  # steps of milliseconds are measured in blocks, without waiting in between
 _MEMORY_SHARE = 0.9  # of the free memory that a race may plan with
 OURS, COMPACT = "Storyladder", "Storyladder, compact vocabulary"
 PLAIN = {"fp32": "plain loop, fp32", "bf16": "plain loop, bf16 autocast"}
@@ -107,7 +106,7 @@ def run_races(
         entries += [entry_of(each, workload) for each in products]
         share = max(0.0, deadline - time.monotonic()) / (len(groups) - number)
         say(f"race {number + 1} of {len(groups)}, {share / 60:.1f} minutes: {', '.join(names)}")
-        found.append(race(entries, warmups=_WARMUPS, turns=math.ceil(steps / per_turn), seconds=share, say=say))
+        found.append(race(entries, warmups=_WARMUPS, turns=steps, seconds=share, say=say))
     return found, left_out
 
 
@@ -298,7 +297,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
     parser.add_argument("--data", type=Path, metavar="FILE", help="a token file; default data/train.bin")
-    parser.add_argument("--steps", type=int, default=10, metavar="N", help="timed steps of each contender (10)")
+    parser.add_argument(
+        "--steps", type=int, default=10, metavar="N", help="timed steps of each contender, on a GPU blocks of 20 (10)"
+    )
     parser.add_argument("--minutes", type=positive_number, default=8.0, metavar="N", help="about as long at most (8)")
     parser.add_argument("--compiled", action="store_true", help="a compiled plain loop also on a CPU")
     parser.add_argument("--curve", type=int, metavar="N", help="compare the losses of N steps instead")
@@ -331,10 +332,11 @@ def main(argv: list[str] | None = None) -> None:
             found = measure(
                 ladder, device=flags.device, steps=flags.steps, seconds=60 * flags.minutes, compiled=flags.compiled
             )
-        model, stage = ladder.model, ladder.stages[0]
+        model = ladder.model
+        batch = ladder.stages[0].batch_size if flags.curve is None else flags.curve_batch
         shape = (
-            f"Preset {ladder.name}: {model.n_params:,} parameters, batch {stage.batch_size} x {model.context_length}, "
-            f"dropout {model.dropout:g}, AdamW, gradients clipped. Text: {text}."
+            f"Preset {ladder.name}: {model.n_params:,} parameters, batch {batch} x {model.context_length}, "
+            f"dropout {model.dropout if flags.curve is None else 0:g}, AdamW, gradients clipped. Text: {text}."
         )
         words = " ".join(sys.argv[1:] if argv is None else argv).replace(str(PROJECT), ".")
         lines = [hardware_line() + ".", "", f"    python benchmarks/training.py {words}".rstrip(), "", shape, ""]

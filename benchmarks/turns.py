@@ -56,7 +56,7 @@ class Seat:
         self.name = entry.name
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, entry.build, entry.spec), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, entry.build, entry.spec))
         self._process.start()
         theirs.close()
 
