@@ -191,6 +191,8 @@ def _timed_rounds(
     if time.monotonic() > deadline and warmups:
         for found in measured.values():
             found.readings, found.cold = found.readings[-1:], True
+            if found.facts.get("compiled") and found.failure is None:
+                found.failure = "compiling took all the time; give it more with --minutes"
         return
     for found in measured.values():
         found.readings = []

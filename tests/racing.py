@@ -19,10 +19,11 @@ class Runner:
     fails_at: int | None = None
     dies_at: int | None = None
     sleeps: float = 0.0
+    compiled: bool = False
 
     @property
     def facts(self) -> dict[str, Any]:
-        return {"name": self.name}
+        return {"name": self.name, **({"compiled": True} if self.compiled else {})}
 
     def turn(self, number: int) -> dict[str, Any]:
         if number == self.fails_at:

@@ -99,6 +99,9 @@ def test_a_budget_takes_rounds_away_and_without_time_the_warm_up_is_the_reading(
     assert said[-1] == f"the time is over after {len(found.seconds)} of 1000 rounds"
     found = race(entries, warmups=2, turns=10, seconds=0, say=silent)["a"]
     assert len(found.seconds) == 1 and found.cold
+    compiled = Runner("c", tmp_path / "diary", compiled=True)
+    found = race([Entry("c", racing.build, compiled)], warmups=2, turns=10, seconds=0, say=silent)["c"]
+    assert found.median is None and str(found.failure).startswith("compiling took all the time")
 
 
 def test_what_does_not_fit_into_memory_together_races_in_pairs_or_is_left_out() -> None:
