@@ -30,7 +30,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from results import RESULTS, hardware_line, write_section
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project; imported late, each process what it uses
+
+from benchmarks.results import RESULTS, hardware_line, write_section
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +41,6 @@ if TYPE_CHECKING:
 
     from storyladder.corpus.prepare import StageText
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project; imported late, each process what it uses
 
 _SAMPLE_STORIES = 3000  # a stage; 7 MB in all
 _CHUNK = 1000  # stories that the plain loops write together

@@ -11,9 +11,11 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
+_DECIDING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # how fast products are
 _HEAD = "# Results of the benchmarks\n\nEach section is written by the command in it, and replaced by its next run.\n"
 
 
@@ -41,6 +43,8 @@ def hardware_line() -> str:
     if (memory := _memory_bytes()) is not None:
         machine.append(f"{memory / 1e9:.0f} GB")
     machine.append(f"{platform.system()} {platform.machine()}")
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        machine.append(sys.modules["torch"].cuda.get_device_name())
     versions = [f"Python {platform.python_version()}", *map(_version, ("torch", "numpy", "tiktoken", "pyarrow"))]
     return f"{', '.join(machine)}; {', '.join(versions)}; {datetime.datetime.now().date().isoformat()}"
 
@@ -48,9 +52,10 @@ def hardware_line() -> str:
 def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(encoding="utf-8"), re.MULTILINE)
-        if model:
-            return model[1]
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+        if model := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
+            there = [flag for flag in _DECIDING_FLAGS if re.search(rf"\b{flag}\b", text)]
+            return f"{model[1]} ({', '.join(there)})"
     if platform.system() == "Darwin":
         asked = subprocess.run(
             ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False

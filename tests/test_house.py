@@ -50,7 +50,8 @@ def name_of(path: Path) -> str:
 @cache
 def sources() -> dict[str, ast.Module]:
     """Every module of ours, by name."""
-    paths = [*PROJECT.glob("*.py"), *(PROJECT / "storyladder").rglob("*.py")]
+    folders = [PROJECT / name for name in ("storyladder", "benchmarks")]
+    paths = [*PROJECT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
     return {name_of(path): ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in sorted(paths)}
 
 
@@ -211,7 +212,7 @@ def fault_of(command: str) -> str | None:
     words = words[: next((i for i, word in enumerate(words) if word in ("|", ">", "&&", ";", "&", "2>&1")), None)]
     if not (PROJECT / script).is_file():
         return f"{command}: there is no {script}"
-    if script not in ROOT_FILES - {"model.py"}:
+    if script not in ROOT_FILES - {"model.py"} and not script.startswith("benchmarks/"):
         return None
     unknown = [word for word in words if word.startswith("-") and word.partition("=")[0] not in flags_of(script)]
     return f"{command}: {script} does not know {', '.join(unknown)}" if unknown else None
@@ -235,9 +236,12 @@ def test_the_check_of_commands_finds_what_would_be_refused() -> None:
     ]
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "config.py"])
+BENCHMARKS = [f"benchmarks/{name}.py" for name in ("training", "generation", "startup")]
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "config.py", *BENCHMARKS])
 def test_the_commands_in_the_docstring_of_a_script_are_known(script: str) -> None:
-    docstring = ast.get_docstring(sources()[script.removesuffix(".py")]) or ""
+    docstring = ast.get_docstring(sources()[script.removesuffix(".py").replace("/", ".")]) or ""
     text = re.sub(r"(?<=\S) {3,}.*", "", docstring)  # what a command is for stands in a column of its own
     assert commands_in(text)
     assert faults_in(text.replace("my_config.py", "config.py")) == []
@@ -257,6 +261,7 @@ def test_the_flags_that_messages_propose_are_known() -> None:
     proposed = {
         (flag, name)
         for name, tree in sources().items()
+        if not is_in(name, "benchmarks")
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value)

@@ -1,0 +1,208 @@
+"""The contenders of training, each as it is in its own process: the product's step, the plain loop, bare products."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peers import PlainLoop
+from benchmarks.turns import Entry, Racer, Reading
+from model import GPT
+from storyladder.command_line import StageRun
+from storyladder.corpus.token_file import TrainBatches, open_token_file
+from storyladder.corpus.tokenizer import gpt2_tokenizer
+from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
+from storyladder.runtime.machine import GB, Precision, peak_memory, pick_device
+from storyladder.runtime.signals import StopRequest
+from storyladder.settings import Ladder
+from storyladder.stage_files import pack_weights
+from storyladder.starting import Work, load_weights, prepare_work, step_now
+
+_PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices that measure the peak
+_PRODUCT_SECONDS = 0.25  # of products in a turn, at least
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One line of the table of training."""
+
+    name: str
+    kind: str  # ours, plain, or products
+    number_format: str | None = None  # fp32 or bf16; None: what the product chooses for the machine
+    compact: bool = False  # ours: compact vocabulary
+    compiled: bool = False  # plain: torch.compile
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What all contenders of a race share."""
+
+    ladder: Ladder  # its folders hold the text; the first stage is trained
+    device: str
+    steps_per_turn: int = 1
+    weights: Path | None = None  # where the plain loop starts from; None: from transformers' own random weights
+
+
+def entry_of(contender: Contender, workload: Workload) -> Entry:
+    """The contender as the race wants it."""
+    return Entry(contender.name, build_racer, (contender, workload))
+
+
+def build_racer(spec: tuple[Contender, Workload]) -> Racer:
+    """The contender itself, in the process that this is called in."""
+    contender, workload = spec
+    builds: dict[str, Callable[[Contender, Workload], Racer]] = {"ours": Ours, "plain": Plain, "products": Products}
+    return builds[contender.kind](contender, workload)
+
+
+class _Trainer:
+    """A turn is some steps; what they took includes the batch, and on a GPU the wait for its end."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._steps_per_turn = workload.steps_per_turn
+        self.device = pick_device(workload.device)
+        self.facts: dict[str, Any] = {}
+
+    def step(self, number: int) -> float | torch.Tensor:
+        """One update; the loss before it."""
+        raise NotImplementedError
+
+    def turn(self, number: int) -> Reading:
+        first = number * self._steps_per_turn
+        _wait_for(self.device)
+        tick = time.perf_counter()
+        losses = [self.step(first + k) for k in range(self._steps_per_turn)]
+        _wait_for(self.device)
+        seconds = (time.perf_counter() - tick) / self._steps_per_turn
+        numbers = [float(loss) for loss in losses]
+        if not all(abs(loss) < float("inf") for loss in numbers):
+            raise ArithmeticError(f"the loss became {numbers}")
+        return {"seconds": seconds, "losses": numbers}
+
+    def last_words(self) -> dict[str, Any]:
+        words: dict[str, Any] = {"peak_rss": peak_memory(torch.device("cpu"))}
+        if self.device.type == "cuda":
+            words["peak_gpu"] = torch.cuda.max_memory_reserved(self.device)
+        return words
+
+
+def started_work(ladder: Ladder, device: str, *, compact: bool) -> Work:
+    """The first stage as its script starts it, from random weights."""
+    stage = dataclasses.replace(ladder.stages[0], compact_vocabulary=compact)
+    run = StageRun(ladder=ladder, stage=stage, device=device, fresh=True)
+    work = prepare_work(run, GPT, StopRequest())
+    load_weights(work, GPT)
+    return work
+
+
+def put_start_weights(ladder: Ladder, device: str, path: Path) -> None:
+    """The weights that the first stage starts from, as a checkpoint."""
+    work = started_work(ladder, device, compact=True)
+    save_checkpoint(path, {"model": pack_weights(work.model, work.vocabulary)}, keep_previous=False)
+
+
+class Ours(_Trainer):
+    """The product's own step, started as the stage script starts it."""
+
+    def __init__(self, contender: Contender, workload: Workload) -> None:
+        super().__init__(workload)
+        self._work = started_work(workload.ladder, workload.device, compact=contender.compact)
+        if contender.number_format is not None:
+            dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[contender.number_format]
+            self._work.precision = Precision(dtype, "the benchmark asks for it", self.device.type)
+            self._work.scaler = self._work.precision.scaler()
+        self.facts = {
+            "number_format": self._work.precision.name,
+            "rows": self._work.vocabulary.n_rows,
+            "micro_batch": self._work.micro_batch_size,
+        }
+
+    def step(self, number: int) -> float | torch.Tensor:
+        """One update of the product."""
+        return step_now(self._work, step=number).train_loss
+
+
+class Plain(_Trainer):
+    """The plain loop on the same batches."""
+
+    def __init__(self, contender: Contender, workload: Workload) -> None:
+        super().__init__(workload)
+        ladder, stage = workload.ladder, workload.ladder.stages[0]
+        text = open_token_file(
+            ladder.folder("data") / stage.train_file,
+            tokenizer=gpt2_tokenizer().fingerprint,
+            vocab_size=ladder.model.vocab_size,
+        )
+        batches = TrainBatches(
+            text.ids,
+            context_length=ladder.model.context_length,
+            batch_size=stage.batch_size,
+            seed=stage.seed,
+        )
+        self._loop = PlainLoop(
+            ladder.model,
+            stage,
+            batches,
+            device=self.device,
+            bf16=contender.number_format == "bf16",
+            compiled=contender.compiled,
+            weights=None if workload.weights is None else read_checkpoint(workload.weights)["model"],
+        )
+        self.facts = {
+            "number_format": contender.number_format,
+            "rows": ladder.model.vocab_size,
+            "micro_batch": stage.batch_size,
+            "compiled": contender.compiled,
+        }
+
+    def step(self, number: int) -> float | torch.Tensor:
+        """One update of the plain loop; its loss is read at the end of the turn, so that a GPU need not wait."""
+        return self._loop.step(number)
+
+
+class Products:
+    """Products of large square matrices: how fast this machine multiplies, in the minutes of the race."""
+
+    def __init__(self, contender: Contender, workload: Workload) -> None:
+        self.device = pick_device(workload.device)
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[contender.number_format or "fp32"]
+        self._size = _PRODUCT_SIZE[self.device.type]
+        self._a, self._b = (torch.randn(self._size, self._size, device=self.device).to(dtype) for _ in range(2))
+        self._out = torch.empty_like(self._a)
+        self.facts = {"number_format": contender.number_format}
+
+    def turn(self, number: int) -> Reading:
+        """Seconds of one product, the mean over a quarter of a second of them."""
+        count = 0
+        _wait_for(self.device)
+        tick = time.perf_counter()
+        while not count or time.perf_counter() - tick < _PRODUCT_SECONDS:
+            torch.mm(self._a, self._b, out=self._out)
+            _wait_for(self.device)
+            count += 1
+        seconds = (time.perf_counter() - tick) / count
+        return {"seconds": seconds, "flops_per_s": 2 * self._size**3 / seconds}
+
+    def last_words(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+def _wait_for(device: torch.device) -> None:
+    """Until the GPU has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def plain_memory(ladder: Ladder) -> float:
+    """Bytes that a plain loop takes, to about a fifth: weights, AdamW, all scores several times, all activations."""
+    model = ladder.model
+    per_token = 3.2 * model.vocab_size + model.n_layer * (40 * model.n_embd + 2.3 * model.n_head * model.context_length)
+    return 0.5 * GB + 16 * model.n_params + 4 * ladder.tokens_per_step(ladder.stages[0]) * per_token

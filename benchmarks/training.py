@@ -1,0 +1,352 @@
+"""Training speed: the product's own step beside a plain loop on transformers' GPT-2, taking turns in one run.
+
+    python benchmarks/training.py                    table; the section in RESULTS.md; about eight minutes
+    python benchmarks/training.py --json             the same, and one JSON object as the last line
+    python benchmarks/training.py --data FILE.bin    on a text of your own (a token file with its sidecar)
+    python benchmarks/training.py --compiled         with a compiled plain loop also on a CPU (takes minutes more)
+    python benchmarks/training.py --curve 200        losses of 200 steps beside the plain loop's, instead of the speed
+
+tokens_per_s, ratio_plain_fp32 and ratio_plain_bf16 are those of the whole vocabulary; *_compact are those with the
+compact one. A ratio is one of medians within one race. Model FLOPs are 6 per weight and token and causal attention.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.results import hardware_line, write_section
+from benchmarks.turns import Measured, race
+from storyladder.command_line import Parser, load_ladder, positive_number
+from storyladder.runtime.errors import say, user_errors
+from storyladder.settings import PROJECT, Ladder, ModelConfig
+
+GB = 1e9
+_WARMUPS = 2
+_STEPS_PER_TURN = {"cuda": 20}  # steps of milliseconds are measured in blocks, without waiting in between
+_MEMORY_SHARE = 0.9  # of the free memory that a race may plan with
+OURS, COMPACT = "Storyladder", "Storyladder, compact vocabulary"
+PLAIN = {"fp32": "plain loop, fp32", "bf16": "plain loop, bf16 autocast"}
+
+
+@dataclasses.dataclass
+class Result:
+    """One contender over all races: its steps, and its ratios to the plain loops that it raced with."""
+
+    name: str
+    facts: dict[str, Any]
+    seconds: list[float]
+    median: float | None
+    tokens_per_s: float | None
+    ratios: dict[str, float]  # by the name of the plain loop: how many times as fast
+    share: float | None  # of the measured peak of products in its number format, by its own FLOPs
+    share_of_full: float | None  # the same, counting the FLOPs of the whole vocabulary
+    note: str = ""
+
+
+def flops_per_token(model: ModelConfig, rows: int) -> float:
+    """Of forward and backward: 6 for every weight of a product, and causal attention."""
+    body = 12 * model.n_embd**2 * model.n_layer
+    attention = model.n_layer * model.context_length * model.n_embd
+    return 6.0 * (body + rows * model.n_embd + attention)
+
+
+def races_that_fit(
+    needs: dict[str, float], anchors: list[str], free: float | None
+) -> tuple[list[list[str]], list[str]]:
+    """Which contenders race together, and those for whom there is not memory enough even alone with the anchors.
+
+    `needs` are bytes by name. All together if they fit into `free`; else every other one in a race of its own with the
+    anchors, which are measured anew in each, so that ratios are taken within a race.
+    """
+    if free is None or sum(needs.values()) <= free:
+        return [list(needs)], []
+    base = sum(needs[name] for name in anchors)
+    others = [name for name in needs if name not in anchors]
+    fitting = [name for name in others if base + needs[name] <= free]
+    races = [[*anchors, name] for name in fitting] or ([anchors] if base <= free else [])
+    left_out = [name for name in others if name not in fitting] + ([] if base <= free else anchors)
+    return races, left_out
+
+
+def run_races(
+    ladder: Ladder, contenders: list[Any], *, device: str, steps: int, seconds: float
+) -> tuple[list[dict[str, Measured]], list[str]]:
+    """The races one after the other, and who had no room. Every race has an equal share of the time that is left."""
+    from benchmarks.racers import Contender, Workload, entry_of, plain_memory
+    from storyladder.learning.memory import predicted_memory
+    from storyladder.runtime.machine import free_memory, pick_device
+
+    chosen = pick_device(device)
+    stage, model = ladder.stages[0], ladder.model
+    ours = predicted_memory(
+        model, n_rows=model.vocab_size, micro_batch_size=stage.micro_batch_size or 8, device_type=chosen.type
+    )
+    needs = {each.name: plain_memory(ladder) if each.kind == "plain" else ours for each in contenders}
+    anchors = [each.name for each in contenders if each.kind == "ours"]
+    free = free_memory(chosen)
+    groups, left_out = races_that_fit(needs, anchors, None if free is None else free * _MEMORY_SHARE)
+    per_turn = _STEPS_PER_TURN.get(chosen.type, 1)
+    workload = Workload(ladder=ladder, device=device, steps_per_turn=per_turn)
+    deadline = time.monotonic() + seconds
+    found = []
+    for number, names in enumerate(groups):
+        entries = [entry_of(each, workload) for each in contenders if each.name in names]
+        formats = sorted({each.number_format or _product_format(device) for each in contenders if each.name in names})
+        products = [Contender(name=_products(each), kind="products", number_format=each) for each in formats]
+        entries += [entry_of(each, workload) for each in products]
+        share = max(0.0, deadline - time.monotonic()) / (len(groups) - number)
+        say(f"race {number + 1} of {len(groups)}, {share / 60:.1f} minutes: {', '.join(names)}")
+        found.append(race(entries, warmups=_WARMUPS, turns=steps, seconds=share, say=say))
+    return found, left_out
+
+
+def _product_format(device: str) -> str:
+    from storyladder.runtime.machine import pick_device, pick_precision
+
+    name = pick_precision(pick_device(device)).name
+    return "bf16" if name == "bf16" else "fp32"  # the products of fp16 cards are not measured
+
+
+def _products(number_format: str) -> str:
+    return f"products, {number_format}"
+
+
+def results_of(
+    ladder: Ladder, contenders: list[Any], races: list[dict[str, Measured]], left_out: list[str]
+) -> list[Result]:
+    """A result for every contender, in their order."""
+    results = []
+    for contender in contenders:
+        there = [(found[contender.name], found) for found in races if contender.name in found]
+        good = [(measured, found) for measured, found in there if measured.median is not None]
+        seconds = [value for measured, _ in good for value in measured.seconds]
+        ratios = {}
+        for measured, found in good:
+            for name in PLAIN.values():
+                plain = found[name].median if name in found else None
+                if plain is not None and measured.median is not None and name != contender.name:
+                    ratios[name] = plain / measured.median
+        median = _median(seconds)
+        tokens = ladder.tokens_per_step(ladder.stages[0])
+        facts = _facts(good)
+        share, share_of_full = _shares(ladder.model, good, tokens)
+        results.append(
+            Result(
+                name=contender.name,
+                facts=facts,
+                seconds=seconds,
+                median=median,
+                tokens_per_s=None if median is None else tokens / median,
+                ratios=ratios,
+                share=share,
+                share_of_full=share_of_full,
+                note=_note(contender.name, there, left_out),
+            )
+        )
+    return results
+
+
+def _facts(good: list[tuple[Measured, dict[str, Measured]]]) -> dict[str, Any]:
+    """What a contender said of itself, with the highest peaks of all its races."""
+    facts = dict(good[-1][0].facts) if good else {}
+    for name in ("peak_rss", "peak_gpu"):
+        if peaks := [measured.facts[name] for measured, _ in good if measured.facts.get(name)]:
+            facts[name] = max(peaks)
+    return facts
+
+
+def _median(values: list[float]) -> float | None:
+    return statistics.median(values) if values else None
+
+
+def _shares(
+    model: ModelConfig, good: list[tuple[Measured, dict[str, Measured]]], tokens: int
+) -> tuple[float | None, float | None]:
+    """FLOP/s of a contender over those of bare products in its format, medians of the same race; the races' mean."""
+    own, full = [], []
+    for measured, found in good:
+        products = found.get(_products(measured.facts["number_format"]))
+        if products is None or products.median is None or measured.median is None:
+            continue
+        peak = _median([reading["flops_per_s"] for reading in products.readings])
+        assert peak is not None
+        own.append(flops_per_token(model, measured.facts["rows"]) * tokens / measured.median / peak)
+        full.append(flops_per_token(model, model.vocab_size) * tokens / measured.median / peak)
+    return (sum(own) / len(own), sum(full) / len(full)) if own else (None, None)
+
+
+def _note(name: str, there: list[tuple[Measured, dict[str, Measured]]], left_out: list[str]) -> str:
+    if name in left_out:
+        return "left out: not enough free memory"
+    failures = [measured.failure for measured, _ in there if measured.failure is not None]
+    if failures:
+        return f"not measured: {failures[0]}"
+    return "cold: no time for a warm-up" if any(measured.cold for measured, _ in there) else ""
+
+
+def table(results: list[Result]) -> list[str]:
+    """The results in Markdown."""
+    plain = [name for name in PLAIN.values() if any(name in result.ratios for result in results)]
+    against = [f"x {name}" for name in plain]
+    heads = ["contender", "format", "s a step (min to max)", "n", "tokens/s", *against]
+    heads += ["share of peak (whole vocabulary)", "peak GB", "micro-batch", "rows"]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
+    for result in results:
+        if result.median is None:
+            lines.append(f"| {result.name} |{' |' * (len(heads) - 1)}")
+            continue
+        cells = [result.name, str(result.facts["number_format"])]
+        cells.append(f"{result.median:.4g} ({min(result.seconds):.4g} to {max(result.seconds):.4g})")
+        cells += [str(len(result.seconds)), f"{result.tokens_per_s:,.0f}"]
+        cells += [f"{result.ratios[name]:.2f}" if name in result.ratios else "" for name in plain]
+        share = "" if result.share is None else f"{result.share:.0%}"
+        full = result.share_of_full
+        cells.append(f"{share} ({full:.0%})" if full is not None and result.share != full else share)
+        cells.append(_memory_words(result.facts))
+        cells += [str(result.facts["micro_batch"]), f"{result.facts['rows']:,}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = [f"{result.name}: {result.note}." for result in results if result.note]
+    return [*lines, *([""] if notes else []), *notes]
+
+
+def _memory_words(facts: dict[str, Any]) -> str:
+    words = f"{facts['peak_rss'] / GB:.2f}" if facts.get("peak_rss") else ""
+    return f"{words}, GPU {facts['peak_gpu'] / GB:.2f}" if facts.get("peak_gpu") else words
+
+
+def peak_lines(races: list[dict[str, Measured]]) -> list[str]:
+    """What the bare products reached."""
+    lines = []
+    for name in sorted({name for found in races for name in found if name.startswith("products")}):
+        readings = [reading for found in races if name in found for reading in found[name].readings]
+        peak = _median([reading["flops_per_s"] for reading in readings])
+        if peak is not None:
+            lines.append(f"{name}: {peak / 1e12:.3g} TFLOP/s (n = {len(readings)}).")
+    return lines
+
+
+def json_line(results: list[Result], *, device: str) -> dict[str, Any]:
+    """What --json ends with; null for what could not be measured."""
+    named = {result.name: result for result in results}
+    ours, compact = named.get(OURS), named.get(COMPACT)
+    peaks = [each.facts["peak_rss"] for each in (ours, compact) if each is not None and each.facts.get("peak_rss")]
+    gpu = [each.facts["peak_gpu"] for each in (ours, compact) if each is not None and each.facts.get("peak_gpu")]
+    return {
+        "tokens_per_s": _rounded(ours.tokens_per_s if ours else None, 1),
+        "tokens_per_s_compact": _rounded(compact.tokens_per_s if compact else None, 1),
+        "ratio_plain_fp32": _rounded(ours.ratios.get(PLAIN["fp32"]) if ours else None),
+        "ratio_plain_bf16": _rounded(ours.ratios.get(PLAIN["bf16"]) if ours else None),
+        "ratio_plain_fp32_compact": _rounded(compact.ratios.get(PLAIN["fp32"]) if compact else None),
+        "ratio_plain_bf16_compact": _rounded(compact.ratios.get(PLAIN["bf16"]) if compact else None),
+        "peak_rss_gb": _rounded(max(peaks) / GB if peaks else None),
+        "peak_gpu_gb": _rounded(max(gpu) / GB if gpu else None),
+        "share_of_peak": {each.name: _rounded(each.share) for each in results},
+        "seconds_per_step": {each.name: _rounded(each.median, 5) for each in results},
+        "n": {each.name: len(each.seconds) for each in results},
+        "notes": {each.name: each.note for each in results if each.note},
+        "device": device,
+        "versions": hardware_line(),
+    }
+
+
+def _rounded(value: float | None, digits: int = 3) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def contenders_for(device: str, *, compiled: bool) -> list[Any]:
+    """Who races on this device. Variants of ours that a GPU has switches for belong here, a line each."""
+    from benchmarks.racers import Contender
+    from storyladder.runtime.machine import pick_device
+
+    found = [
+        Contender(name=OURS, kind="ours", number_format=None),
+        Contender(name=COMPACT, kind="ours", number_format=None, compact=True),
+        Contender(name=PLAIN["fp32"], kind="plain", number_format="fp32"),
+        Contender(name=PLAIN["bf16"], kind="plain", number_format="bf16"),
+    ]
+    if compiled or pick_device(device).type == "cuda":
+        number_format = _product_format(device)
+        name = f"plain loop, {number_format}, compiled"
+        found.append(Contender(name=name, kind="plain", number_format=number_format, compiled=True))
+    return found
+
+
+def measure(ladder: Ladder, *, device: str, steps: int, seconds: float, compiled: bool = False) -> dict[str, Any]:
+    """All races on a ladder whose text is in place: `lines` for people, `json` for programs."""
+    from storyladder.runtime.machine import device_words, pick_device
+
+    contenders = contenders_for(device, compiled=compiled)
+    races, left_out = run_races(ladder, contenders, device=device, steps=steps, seconds=seconds)
+    results = results_of(ladder, contenders, races, left_out)
+    words = device_words(pick_device(device))
+    return {"lines": [*table(results), "", *peak_lines(races)], "json": json_line(results, device=words)}
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The flags of this command."""
+    parser = Parser(__doc__)
+    parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="a token file; default data/train.bin")
+    parser.add_argument(
+        "--steps", type=int, default=10, metavar="N", help="timed steps of each contender, on a GPU blocks of 20 (10)"
+    )
+    parser.add_argument("--minutes", type=positive_number, default=8.0, metavar="N", help="about as long at most (8)")
+    parser.add_argument("--compiled", action="store_true", help="a compiled plain loop also on a CPU")
+    parser.add_argument("--curve", type=int, metavar="N", help="compare the losses of N steps instead")
+    parser.add_argument("--curve-batch", type=int, default=4, metavar="N", help="sequences a step for --curve (4)")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
+    parser.add_argument("--no-results", action="store_true", help="leave benchmarks/RESULTS.md as it is")
+    flags = parser.parse(argv)
+    for name in ("steps", "curve", "curve_batch"):
+        if (value := getattr(flags, name)) is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, record."""
+    with user_errors(), tempfile.TemporaryDirectory(prefix="storyladder-") as folder:
+        flags = arguments(argv)
+        preset = load_ladder(flags.config, flags.preset)
+        from benchmarks.loss_curve import compare_curves  # importing torch takes seconds; --help must not wait for it
+        from benchmarks.workload import moved_to, put_text
+
+        ladder = moved_to(preset, Path(folder))
+        text = put_text(ladder, flags.data)
+        say(f"text: {text}")
+        if flags.curve is not None:
+            title = "Training: the loss beside the plain loop's"
+            found = compare_curves(ladder, steps=flags.curve, batch_size=flags.curve_batch, device=flags.device)
+        else:
+            title = "Training: speed"
+            found = measure(
+                ladder, device=flags.device, steps=flags.steps, seconds=60 * flags.minutes, compiled=flags.compiled
+            )
+        model = ladder.model
+        batch = ladder.stages[0].batch_size if flags.curve is None else flags.curve_batch
+        shape = (
+            f"Preset {ladder.name}: {model.n_params:,} parameters, batch {batch} x {model.context_length}, "
+            f"dropout {model.dropout if flags.curve is None else 0:g}, AdamW, gradients clipped. Text: {text}."
+        )
+        words = " ".join(sys.argv[1:] if argv is None else argv).replace(str(PROJECT), ".")
+        lines = [hardware_line() + ".", "", f"    python benchmarks/training.py {words}".rstrip(), "", shape, ""]
+        lines += found["lines"]
+        print("\n".join(lines))
+        if not flags.no_results:
+            write_section(title, lines)
+        if flags.json:
+            print(json.dumps(found["json"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What the contenders work on: real settings in a temporary folder, text with a real vocabulary, weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from model import GPT
+from storyladder.corpus.token_file import TokenFile, TokenWriter, open_token_file
+from storyladder.corpus.tokenizer import EOT, gpt2_tokenizer
+from storyladder.runtime.checkpoint import save_checkpoint
+from storyladder.runtime.errors import DataError
+from storyladder.settings import PROJECT, Ladder, Paths, check
+from storyladder.stage_files import plain_settings
+
+TINYSTORIES_TYPES = 13_312  # the first 8.6 million tokens of TinyStories use 13,232
+_SYNTHETIC_TOKENS = 2_000_000
+_VAL_TOKENS = 4_096
+_ZIPF = 1.1  # exponent: frequent words take about the share that they have in stories
+_STORY = 200  # tokens
+
+
+def moved_to(ladder: Ladder, folder: Path) -> Ladder:
+    """The same settings with data, checkpoints and records under `folder`."""
+    return check(dataclasses.replace(ladder, paths=Paths(root=str(folder))))
+
+
+def put_text(ladder: Ladder, data: Path | None) -> str:
+    """Put the first stage's token files into a ladder's data folder; returns what text it is.
+
+    The text is the token file that is given, else the user's own data/train.bin unless that holds the sample stories,
+    else ids drawn with the number of types that TinyStories has: the size of a compact vocabulary depends on nothing
+    else.
+    """
+    folder, stage = ladder.folder("data"), ladder.stages[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    train = folder / stage.train_file
+    real = data if data is not None else PROJECT / "data" / "train.bin"
+    words = ""
+    if data is not None or _is_real_text(real):
+        _open(real, ladder)  # refuses what is damaged or foreign
+        for source, target in ((real, train), (_sidecar(real), _sidecar(train))):
+            os.symlink(source.resolve(), target)
+        words = f"{real.name}: "
+    else:
+        _write(train, zipf_ids(_SYNTHETIC_TOKENS, min(TINYSTORIES_TYPES, ladder.model.vocab_size)), "synthetic ids")
+        words = "synthetic ids, Zipf-like: "
+    opened = _open(train, ladder)
+    _write(folder / stage.val_file, np.array(opened.ids[:_VAL_TOKENS]), "head of the training text")
+    types = int(opened.seen(ladder.model.vocab_size).sum())
+    return f"{words}{opened.sidecar.tokens:,} tokens of {types:,} types"
+
+
+def zipf_ids(n_tokens: int, n_types: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
+    """Ids whose k-th frequent type has a share of about 1 / k; every type is there, and EOT stands every 200 tokens."""
+    random = np.random.default_rng(0)
+    words = random.permutation(EOT)[: n_types - 1]
+    shares = 1.0 / np.arange(1, n_types) ** _ZIPF
+    drawn = words[random.choice(len(words), n_tokens, p=shares / shares.sum())]
+    ids = drawn.astype(np.uint16)
+    ids[_STORY - 1 :: _STORY] = EOT
+    places = random.permutation(np.flatnonzero(ids != EOT))
+    ids[places[: len(words)]] = words
+    return ids
+
+
+def put_random_weights(ladder: Ladder, path: Path) -> None:
+    """A checkpoint of the untrained model, as a stage would leave it."""
+    torch.manual_seed(ladder.stages[0].seed)
+    weights = GPT(ladder.model).state_dict()
+    settings = plain_settings(ladder, ladder.stages[0], [])
+    save_checkpoint(
+        path,
+        {"stage": "tiny", "step": 0, "val_loss": float("nan"), "settings": settings, "model": weights},
+        keep_previous=False,
+    )
+
+
+def _is_real_text(path: Path) -> bool:
+    """Whether the user's token file is there, whole, and not the bundled sample stories, whose vocabulary is tiny."""
+    try:
+        sources = open_token_file(path, tokenizer=gpt2_tokenizer().fingerprint, vocab_size=1 << 16).sidecar.sources
+    except DataError:
+        return False
+    return not any("sample" in source for source in sources)
+
+
+def _open(path: Path, ladder: Ladder) -> TokenFile:
+    return open_token_file(
+        path,
+        tokenizer=gpt2_tokenizer().fingerprint,
+        vocab_size=ladder.model.vocab_size,
+        at_least=ladder.model.context_length + 1,
+    )
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".json")
+
+
+def _write(path: Path, ids: np.ndarray[tuple[int], np.dtype[np.uint16]], source: str) -> None:
+    with TokenWriter(path, gpt2_tokenizer().fingerprint) as writer:
+        writer.add(ids, stories=int((ids == EOT).sum()), text_bytes=4 * len(ids))
+        writer.finish(sources=[source], cleaning={})

@@ -1,0 +1,246 @@
+"""The benchmarks: turns are taken, ratios are of medians, what is recorded replaces what was, the peers are peers."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import racing
+from racing import Runner
+from running import refusal, run_script
+
+from benchmarks import generation, loss_curve, startup, training, workload
+from benchmarks.racers import Contender, started_work
+from benchmarks.tellers import ANEW, OURS, THEIRS, Anew, Cached, Telling, Transformers
+from benchmarks.turns import Entry, Measured, race
+from storyladder.command_line import load_ladder
+from storyladder.corpus.tokenizer import EOT
+from storyladder.settings import PROJECT, GenerateConfig, Ladder, ModelConfig
+from storyladder.starting import step_now
+
+JSON_KEYS = {
+    "tokens_per_s",
+    "ratio_plain_fp32",
+    "ratio_plain_bf16",
+    "ratio_plain_fp32_compact",
+    "ratio_plain_bf16_compact",
+    "peak_rss_gb",
+    "device",
+    "versions",
+    "n",
+}
+
+
+def silent(_: str) -> None:
+    """Takes the words of a race."""
+
+
+# --- the race ---------------------------------------------------------------------------------------------------------
+
+
+def test_contenders_take_turns_and_warm_ups_do_not_count(tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    runners = [Runner("a", diary, (9.0, 9.0, 1.0, 2.0, 30.0)), Runner("b", diary, (4.0,))]
+    found = race([Entry(each.name, racing.build, each) for each in runners], warmups=2, turns=3, seconds=60, say=silent)
+    assert diary.read_text(encoding="utf-8").split() == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3", "a4", "b4"]
+    assert found["a"].seconds == [1.0, 2.0, 30.0] and found["a"].median == 2.0
+    assert found["b"].facts == {"name": "b", "peak_rss": 1000} and not found["b"].cold
+
+
+def test_who_fails_or_dies_leaves_the_race_and_the_others_go_on(tmp_path: Path) -> None:
+    diary = tmp_path / "diary"
+    runners = [Runner("a", diary, fails_at=2), Runner("b", diary, dies_at=1), Runner("c", diary)]
+    entries = [Entry(each.name, racing.build, each) for each in runners]
+    entries.append(Entry("d", racing.build_none, Runner("d", diary)))
+    said: list[str] = []
+    found = race(entries, warmups=1, turns=3, seconds=60, say=said.append)
+    assert diary.read_text(encoding="utf-8").split() == ["a0", "b0", "c0", "a1", "c1", "c2", "c3"]
+    assert found["a"].failure == "ValueError: my leg" and found["a"].median is None
+    assert found["b"].failure == "its process died with status 9"
+    assert found["d"].failure == "RuntimeError: no such track"
+    assert found["c"].failure is None and len(found["c"].seconds) == 3
+    assert any("no such track" in line for line in said)
+
+
+@pytest.mark.slow
+def test_a_budget_takes_rounds_away_and_without_time_the_warm_up_is_the_reading(tmp_path: Path) -> None:
+    entries = [Entry("a", racing.build, Runner("a", tmp_path / "diary", sleeps=0.6))]
+    said: list[str] = []
+    found = race(entries, warmups=1, turns=1000, seconds=3.0, say=said.append)["a"]
+    assert 1 <= len(found.seconds) <= 5 and not found.cold
+    assert said[-1] == f"the time is over after {len(found.seconds)} of 1000 rounds"
+    found = race(entries, warmups=2, turns=10, seconds=0, say=silent)["a"]
+    assert len(found.seconds) == 1 and found.cold
+    compiled = Runner("c", tmp_path / "diary", compiled=True)
+    found = race([Entry("c", racing.build, compiled)], warmups=2, turns=10, seconds=0, say=silent)["c"]
+    assert found.median is None and str(found.failure).startswith("compiling took all the time")
+
+
+def test_what_does_not_fit_into_memory_together_races_in_pairs_or_is_left_out() -> None:
+    needs = {"ours": 2.0, "compact": 1.0, "fp32": 11.0, "bf16": 9.0}
+    anchors = ["ours", "compact"]
+    assert training.races_that_fit(needs, anchors, 23.0) == ([["ours", "compact", "fp32", "bf16"]], [])
+    assert training.races_that_fit(needs, anchors, None) == ([list(needs)], [])
+    pairs = [["ours", "compact", "fp32"], ["ours", "compact", "bf16"]]
+    assert training.races_that_fit(needs, anchors, 22.0) == (pairs, [])
+    assert training.races_that_fit(needs, anchors, 13.0) == (pairs[1:], ["fp32"])
+    assert training.races_that_fit(needs, anchors, 11.0) == ([["ours", "compact"]], ["fp32", "bf16"])
+    assert training.races_that_fit(needs, anchors, 2.0) == ([], ["fp32", "bf16", *anchors])
+
+
+# --- what is made of it -----------------------------------------------------------------------------------------------
+
+
+def measured(*seconds: float, rows: int = 50257, **facts: object) -> Measured:
+    known = {"number_format": "fp32", "rows": rows, "micro_batch": 8, "peak_rss": 1.5e9, **facts}
+    return Measured(known, readings=[{"seconds": value, "flops_per_s": 2e12 / value} for value in seconds])
+
+
+def made_of(*races: dict[str, Measured], left_out: tuple[str, ...] = ()) -> list[training.Result]:
+    names = [training.OURS, training.COMPACT, *training.PLAIN.values()]
+    contenders = [Contender(name=name, kind="plain") for name in names]
+    return training.results_of(load_ladder(None, "default"), contenders, list(races), list(left_out))
+
+
+def test_ratios_are_those_of_medians_within_a_race() -> None:
+    first = {
+        training.OURS: measured(2.0, 1.0, 90.0),
+        training.COMPACT: measured(1.0, rows=13313, peak_rss=1.75e9),
+        training.PLAIN["fp32"]: measured(10.0, 12.0, 1.0),
+        "products, fp32": measured(2.0, 1.0, 4.0),
+    }
+    second = {training.OURS: measured(4.0), training.COMPACT: measured(2.0), training.PLAIN["bf16"]: measured(6.0)}
+    found = made_of(first, second)
+    line = training.json_line(found, device="cpu")
+    assert (line["ratio_plain_fp32"], line["ratio_plain_fp32_compact"]) == (5.0, 10.0)
+    assert (line["ratio_plain_bf16"], line["ratio_plain_bf16_compact"]) == (1.5, 3.0)
+    assert line["tokens_per_s"] == pytest.approx(8192 / statistics.median([2.0, 1.0, 90.0, 4.0]), abs=0.1)
+    assert line["peak_rss_gb"] == 1.75 and line["peak_gpu_gb"] is None
+    assert line["n"] == {found[0].name: 4, found[1].name: 2, found[2].name: 3, found[3].name: 1}
+    assert found[0].share == pytest.approx(1.3966 / 2.0, abs=1e-4), "1.3966 TFLOP in 2 s, products make 1 TFLOP/s"
+    assert found[1].share_of_full == pytest.approx(1.3966, abs=1e-4)
+    assert found[1].share == pytest.approx(6 * (12 * 336**2 * 8 + 13313 * 336 + 8 * 256 * 336) * 8192 / 1e12)
+    rows = training.table(found)
+    assert "| 5.00 | 1.50 |" in rows[2] and rows[0].count("|") == rows[2].count("|")
+
+
+def test_what_could_not_be_measured_is_null_and_says_why() -> None:
+    plain = training.PLAIN["fp32"]
+    broken = dataclasses.replace(measured(1.0), failure="its process died with status -9 (memory?)")
+    found = made_of({training.OURS: measured(2.0), plain: broken}, left_out=(training.PLAIN["bf16"],))
+    line = json.loads(json.dumps(training.json_line(found, device="cpu")))
+    assert line.keys() >= JSON_KEYS
+    assert line["tokens_per_s"] == 4096.0
+    assert [line[key] for key in sorted(JSON_KEYS) if key.startswith("ratio")] == [None] * 4
+    assert line["notes"] == {
+        plain: "not measured: its process died with status -9 (memory?)",
+        training.PLAIN["bf16"]: "left out: not enough free memory",
+    }
+    assert "died with status -9" in "\n".join(training.table(found))
+
+
+def test_a_step_of_the_default_model_is_1_40_tflop() -> None:
+    assert 8192 * training.flops_per_token(ModelConfig(), 50257) == pytest.approx(1.3966e12, rel=1e-4)
+
+
+def test_synthetic_text_has_the_vocabulary_of_tinystories() -> None:
+    ids = workload.zipf_ids(200_000, workload.TINYSTORIES_TYPES)
+    counts = np.bincount(ids, minlength=EOT + 1)
+    assert ids.dtype == np.uint16 and len(ids) == 200_000
+    assert (counts > 0).sum() == 13_312 and counts[EOT] >= 1000
+    assert np.sort(counts)[-2] > 20 * np.sort(counts[counts > 0])[6656], "few types make most of the text"
+    assert np.array_equal(ids, workload.zipf_ids(200_000, workload.TINYSTORIES_TYPES))
+
+
+# --- real steps -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_ladder(
+    toy_ladder: Ladder, tmp_path: Path, write_toy_tokens: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Ladder:
+    """The toy ladder with a text of its own in place; processes of the race have one thread, as the tests have."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    text = workload.put_text(toy_ladder, write_toy_tokens(tmp_path / "text.bin", n_tokens=3000))
+    assert text == "text.bin: 3,000 tokens of 61 types"
+    return toy_ladder
+
+
+@pytest.mark.slow
+def test_the_products_own_step_is_what_races(tiny_ladder: Ladder) -> None:
+    contenders = [Contender(name=training.COMPACT, kind="ours", number_format="fp32", compact=True)]
+    races, left_out = training.run_races(tiny_ladder, contenders, device="cpu", steps=3, seconds=60)
+    assert left_out == [] and list(races[0]) == [training.COMPACT, "products, fp32"]
+    found = training.results_of(tiny_ladder, contenders, races, left_out)
+    line = training.json_line(found, device="cpu")
+    assert line.keys() >= JSON_KEYS and line["notes"] == {} and line["n"] == {training.COMPACT: 3}
+    assert line["tokens_per_s_compact"] == pytest.approx(4 * 16 / statistics.median(found[0].seconds), abs=0.1)
+    assert (found[0].facts["rows"], found[0].facts["micro_batch"]) == (62, 2)
+    assert line["peak_rss_gb"] > 0.1 and found[0].share > 0
+    expected = started_work(tiny_ladder, "cpu", compact=True)
+    losses = [step_now(expected, step=number).train_loss for number in range(2 + 3)]
+    assert [reading["losses"][0] for reading in races[0][training.COMPACT].readings] == pytest.approx(losses[2:])
+
+
+@pytest.mark.slow
+def test_the_loss_curves_are_equal_in_fp32(tiny_ladder: Ladder) -> None:
+    pytest.importorskip("transformers")
+    found = loss_curve.compare_curves(tiny_ladder, steps=15, batch_size=4, device="cpu", number_formats=("fp32",))
+    assert found["json"]["failures"] == [] and found["json"]["largest_difference"]["fp32"] < 2e-5
+    rows = [line for line in found["lines"] if line.startswith(("| 0 |", "| 14 |"))]
+    assert len(rows) == 2
+    first, last = (float(row.split("|")[2]) for row in rows)
+    assert last < first - 1, "the weights moved, or the comparison would be worth nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_all_tellers_tell_the_same_when_they_take_the_likeliest(toy_ladder: Ladder, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    checkpoint = tmp_path / "random.pt"
+    model = dataclasses.replace(toy_ladder.model, context_length=64)
+    ladder = dataclasses.replace(toy_ladder, model=model)
+    workload.put_random_weights(ladder, checkpoint)
+    settings = GenerateConfig(max_new_tokens=5, top_k=10)
+    telling = Telling(ladder=ladder, checkpoint=checkpoint, device="cpu", prompt="Once upon", settings=settings)
+    tellers = {OURS: Cached(telling), THEIRS: Transformers(telling), ANEW: Anew(telling)}
+    told = [teller.facts["likeliest"] for teller in tellers.values()]
+    assert len(told[0]) == 32 and told[0] == told[1] == told[2]
+    for teller in tellers.values():
+        reading = teller.turn(1)
+        assert reading["tokens"] == 5 and reading["first_token"] > 0
+    assert tellers[OURS].turn(2)["first_token"] < 5 * tellers[OURS].turn(3)["seconds"]
+
+
+def test_telling_is_compared_by_medians() -> None:
+    def of(*seconds: float) -> Measured:
+        return Measured({}, readings=[{"seconds": each, "first_token": 0.5, "tokens": 7} for each in seconds])
+
+    found = {OURS: of(0.1, 0.2, 9.0), THEIRS: of(0.4, 0.4), ANEW: dataclasses.replace(of(), failure="away")}
+    line = generation.json_line(found)
+    assert (line["tokens_per_s"], line["ratio_transformers"], line["ratio_anew"]) == (5.0, 2.0, None)
+    assert line["first_token_ms"][OURS] == 500.0 and line["n"] == {OURS: 3, THEIRS: 2, ANEW: 0}
+    assert "not measured: away" in generation.table(found)[-1]
+
+
+def test_start_up_says_the_slowest_help_and_medians(toy_ladder: Ladder, tmp_path: Path) -> None:
+    seconds = {"a.py --help": [0.3, 0.1, 0.2], "b.py --help": [0.4], startup.FIRST_STEP: [9.0, 7.0, 8.0]}
+    line = startup.json_line({**seconds, startup.FIRST_WORD: [2.0]})
+    assert (line["help_s"], line["first_step_s"], line["first_word_s"], line["n"]) == (0.4, 8.0, 2.0, 1)
+    config, record, checkpoint = startup.prepared(load_ladder(None, "demo"), PROJECT / "config.py", tmp_path)
+    moved = load_ladder(config, "demo")
+    assert {stage.val_windows for stage in moved.stages} == {stage.log_interval for stage in moved.stages} == {1}
+    assert checkpoint.is_file() and record.parent == moved.folder("runs")
+    assert (moved.folder("data") / moved.stages[0].train_file).is_file()
+
+
+@pytest.mark.parametrize("name", ["training", "generation", "startup"])
+def test_the_scripts_run_from_anywhere_and_refuse_what_they_do_not_know(name: str) -> None:
+    done = run_script(f"benchmarks/{name}.py", "--help")
+    assert done.returncode == 0 and "--no-results" in done.stdout
+    assert "did you mean '--json'?" in refusal(f"benchmarks/{name}.py", "--jsn")
