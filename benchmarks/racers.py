@@ -17,6 +17,7 @@ from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TrainBatches, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
+from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.machine import GB, Precision, peak_memory, pick_device
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder
@@ -95,7 +96,7 @@ def started_work(ladder: Ladder, device: str, *, compact: bool) -> Work:
     """The first stage as its script starts it, from random weights."""
     stage = dataclasses.replace(ladder.stages[0], compact_vocabulary=compact)
     run = StageRun(ladder=ladder, stage=stage, device=device, fresh=True)
-    work = prepare_work(run, GPT, StopRequest())
+    work = prepare_work(run, GPT, StopRequest(), ALONE)
     load_weights(work, GPT)
     return work
 

@@ -7,10 +7,12 @@ same as uninterrupted.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,8 +25,17 @@ from storyladder.learning.schedule import lr_at
 from storyladder.learning.step import StepResult
 from storyladder.planning import fit_to_minutes, measure_speed, plan_lines, refit, seconds_left
 from storyladder.recovery import note_skipped, note_spike, roll_back, step_within_memory, weights_are_finite
-from storyladder.runtime.checkpoint import Payload, load_checkpoint, save_checkpoint
-from storyladder.runtime.errors import DataError, Interrupted, SaveFailed, TrainingFailed, say
+from storyladder.runtime.checkpoint import Payload, save_checkpoint
+from storyladder.runtime.distributed import ALONE, Group, joined_group
+from storyladder.runtime.errors import (
+    DataError,
+    Interrupted,
+    OthersFailed,
+    PeerLost,
+    SaveFailed,
+    TrainingFailed,
+    say,
+)
 from storyladder.runtime.lock import locked
 from storyladder.runtime.machine import machine_line, peak_memory
 from storyladder.runtime.progress import Progress, duration_words
@@ -38,7 +49,7 @@ from storyladder.stage_files import (
     plain_settings,
     script_of,
 )
-from storyladder.starting import Work, evaluate_now, load_weights, prepare_work, record_start, say_all
+from storyladder.starting import Work, evaluate_now, load_for_all, load_weights, prepare_work, record_start, say_all
 
 _FAILED_SAVES_TO_STOP = 3
 
@@ -46,18 +57,19 @@ _FAILED_SAVES_TO_STOP = 3
 def train_stage(run: StageRun, build_model: BuildModel) -> None:
     """Train one stage to its end, or plan it. Raises Interrupted when a signal asked to leave and all is saved."""
     files = StageFiles.of(run.ladder, run.stage)
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, joined_group(stop) as group:
         if run.plan:
-            if files.result.exists() and not run.fresh:
+            if group.first(files.result.exists) and not run.fresh:
                 print(f"stage {run.stage.name} is finished; started over with --fresh it would need:")
                 run = dataclasses.replace(run, fresh=True)
-            print("\n".join(plan_lines(prepare_work(run, build_model, stop))))
+            print("\n".join(plan_lines(prepare_work(run, build_model, stop, group))))
             return
-        with locked(files.resume.with_name(f".{run.stage.name}.lock")):
-            if files.result.exists() and not run.fresh:
-                _say_finished(run, files)
+        with contextlib.ExitStack() as stack:
+            group.first(lambda: stack.enter_context(locked(files.resume.with_name(f".{run.stage.name}.lock"))))
+            if group.first(files.result.exists) and not run.fresh:
+                group.first(lambda: _say_finished(run, files))
                 return
-            work = _set_up(run, build_model, stop)
+            work = _set_up(run, build_model, stop, group)
             with Progress(run.stage.name, step=work.state.step, max_steps=work.stage.max_steps) as progress:
                 _loop(work, progress)
             _finish(work)
@@ -79,25 +91,32 @@ def _say_finished(run: StageRun, files: StageFiles) -> None:
     files.forget_resume_state()
 
 
-def _set_up(run: StageRun, build_model: BuildModel, stop: StopRequest) -> Work:
+def _set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Work:
     """Everything checked, loaded and built. Files change only after all that can be refused has been."""
-    work = prepare_work(run, build_model, stop)
+    work = prepare_work(run, build_model, stop, group)
     print(machine_line(work.device, work.precision))
+    if not group.is_alone:
+        print(f"{group.world_size} processes share each batch of {work.stage.batch_size} sequences")
     print(f"stage {run.stage.name}: {work.start.words}", flush=True)
     if run.minutes is not None:
         fit_to_minutes(work, run.minutes, measure_speed(work))
         work.optimizer, work.scaler = build_optimizer(work.model, work.stage), work.precision.scaler()
     load_weights(work, build_model)
     if run.fresh:
-        stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-        work.log.set_aside(stamp)
-        for path in work.files.set_aside(stamp):
-            print(f"the old file is kept as {path.name}")
+        group.first(lambda: _set_aside(work))
     work.state.micro_batch_size = work.micro_batch_size
     _check_windows(work)
     work.log.keep_until(work.state.step, evaluated_at=work.state.evaluated_at)
     record_start(work)
     return work
+
+
+def _set_aside(work: Work) -> None:
+    """Keep what a former training of the stage left under other names."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    work.log.set_aside(stamp)
+    for path in work.files.set_aside(stamp):
+        print(f"the old file is kept as {path.name}")
 
 
 def _check_windows(work: Work) -> None:
@@ -107,7 +126,7 @@ def _check_windows(work: Work) -> None:
         work.state.best_loss, work.state.best_step, work.state.bad_evals = float("inf"), -1, 0
         work.state.evaluated_at = -1
         aside = work.files.best.with_suffix(".other_windows.pt")
-        if work.files.best.exists():
+        if work.group.is_first and work.files.best.exists():
             os.replace(work.files.best, aside)
         say(f"validation reads other text than before: the best loss counts anew, {aside.name} keeps the best weights")
     work.state.windows = windows
@@ -127,11 +146,15 @@ def _loop(work: Work, progress: Progress) -> None:
             return
         if work.stop.requested:
             _leave(work)
+        if work.group.is_first and time.monotonic() - work.saved_at >= 60 * work.stage.save_minutes:
+            work.stop.request_save()
         tick = time.perf_counter()
         try:
             result = step_within_memory(work, progress.say, step=state.step)
-        except DataError:
-            _save(work)
+        except (DataError, OthersFailed, PeerLost):  # nothing has moved yet
+            first, work.group = work.group.is_first, ALONE
+            if first and weights_are_finite(work):
+                _save(work)
             raise
         seconds = time.perf_counter() - tick
         state.step += 1
@@ -204,7 +227,10 @@ def _note_evaluation(work: Work, progress: Progress) -> None:
         f"bits/byte {measured.bits_per_byte:.3f}{' (best)' if best else patience}"
     )
     if best:
-        payload = {**_payload(work), "val_loss": state.best_loss, "train_seconds": state.train_seconds}
+
+        def payload() -> Payload:
+            return {**_payload(work), "val_loss": state.best_loss, "train_seconds": state.train_seconds}
+
         if not _save_file(work, work.files.best, payload, keep_previous=False):
             state.best_loss, state.best_step = before  # what is on disk
     work.evaluation_seconds = time.perf_counter() - tick
@@ -220,8 +246,7 @@ def _save_is_due(work: Work) -> bool:
         return step == 0  # tries the disk before hours are spent; what was just loaded needs no saving
     if step >= work.stage.max_steps or work.state.skipped_in_a_row:
         return False  # about to be finished; or not known to be good
-    by_time = time.monotonic() - work.saved_at >= 60 * work.stage.save_minutes
-    return work.stop.take_save_request() or by_time or step % work.stage.save_interval == 0
+    return work.stop.take_save_request() or step % work.stage.save_interval == 0
 
 
 def _payload(work: Work) -> Payload:
@@ -249,34 +274,47 @@ def _save_or_roll_back(work: Work, progress: Progress) -> None:
 
 def _save(work: Work) -> bool:
     """Write the resume state; False if the disk refused."""
-    payload = {
-        **_payload(work),
-        "optimizer": pack_optimizer(work.model, work.optimizer, work.vocabulary),
-        "scaler": work.scaler.state_dict(),
-        "progress": dataclasses.asdict(work.state),
-    }
+
+    def payload() -> Payload:
+        return {
+            **_payload(work),
+            "optimizer": pack_optimizer(work.model, work.optimizer, work.vocabulary),
+            "scaler": work.scaler.state_dict(),
+            "progress": dataclasses.asdict(work.state),
+        }
+
     saved = _save_file(work, work.files.resume, payload, keep_previous=True)
     work.saved_at = time.monotonic()
     return saved
 
 
-def _save_file(work: Work, path: Path, payload: Payload, *, keep_previous: bool) -> bool:
-    """Save, or warn and go on training; after several failures in a row, SaveFailed."""
-    try:
-        save_checkpoint(path, payload, keep_previous=keep_previous)
-    except OSError as error:
-        work.failed_saves += 1
-        work.log.write("save failed", step=work.state.step, file=path.name, error=str(error))
-        say(f"\nwarning: {path.name} could not be saved ({error.strerror}); going on")
-        if work.failed_saves >= _FAILED_SAVES_TO_STOP:
-            good = next((str(file) for file in (work.files.resume, work.files.best) if file.exists()), "none")
-            raise SaveFailed(
-                f"{work.failed_saves} saves in a row failed ({error.strerror}); the last good file is {good}. "
-                f"Make room, then run {_command(work.run, work.stage.name)} again"
-            ) from None
-        return False
-    work.failed_saves = 0
-    return True
+def _save_file(work: Work, path: Path, payload: Callable[[], Payload], *, keep_previous: bool) -> bool:
+    """Save, or warn and go on training; after several failures in a row, SaveFailed.
+
+    The first process of a group saves; all learn how it went.
+    """
+
+    def refusal() -> str | None:
+        try:
+            save_checkpoint(path, payload(), keep_previous=keep_previous)
+        except OSError as error:
+            work.log.write("save failed", step=work.state.step, file=path.name, error=str(error))
+            return str(error.strerror)
+        return None
+
+    why = work.group.first(refusal)
+    if why is None:
+        work.failed_saves = 0
+        return True
+    work.failed_saves += 1
+    say(f"\nwarning: {path.name} could not be saved ({why}); going on")
+    if work.failed_saves >= _FAILED_SAVES_TO_STOP:
+        good = next((str(file) for file in (work.files.resume, work.files.best) if file.exists()), "none")
+        raise SaveFailed(
+            f"{work.failed_saves} saves in a row failed ({why}); the last good file is {good}. "
+            f"Make room, then run {_command(work.run, work.stage.name)} again"
+        )
+    return False
 
 
 def _leave(work: Work) -> None:
@@ -290,18 +328,20 @@ def _leave(work: Work) -> None:
 def _finish(work: Work) -> None:
     """Give the best weights their final name and say what is next."""
     state = work.state
-    best = load_checkpoint(work.files.best)
+    best = load_for_all(work.group, work.files.best)
     if best is None:
         raise TrainingFailed(
             f"stage {work.stage.name} ended at step {state.step:,} without best weights: no validation "
             f"loss was finite; run {_command(work.run, work.stage.name)} --fresh, with a lower max_lr in config.py"
         )
-    if not _save_file(work, work.files.result, best.payload, keep_previous=False):
+    payload = best.payload
+    if not _save_file(work, work.files.result, lambda: payload, keep_previous=False):
         raise SaveFailed(
             f"{work.files.result} could not be written; the weights are safe in {work.files.best}. "
             f"Make room, then run {_command(work.run, work.stage.name)} again"
         )
-    work.files.forget_resume_state()
+    if work.group.is_first:
+        work.files.forget_resume_state()
     work.log.write(
         "finished",
         step=state.step,

@@ -16,10 +16,11 @@ from storyladder.recovery import step_within_memory
 from storyladder.runtime.errors import say
 from storyladder.runtime.machine import GB, free_memory, machine_line
 from storyladder.runtime.progress import duration_words, time_left
-from storyladder.settings import ModelConfig
+from storyladder.settings import ModelConfig, StageConfig
 from storyladder.starting import Work, evaluate_now, validation_windows
 
 _MEASURE_SECONDS = 10.0  # at most
+_SCHEDULE = ("max_steps", "warmup_steps", "eval_interval", "val_windows")  # what --minutes decides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +35,12 @@ def measure_speed(work: Work) -> Speed:
     """Time some steps and some windows. It wears out the model's weights and the optimizer: load them afterwards."""
     seconds: list[float] = []
     began = time.monotonic()
-    while len(seconds) < 3 or (len(seconds) < 8 and time.monotonic() - began < _MEASURE_SECONDS):
+    while work.group.from_first(len(seconds) < 3 or (len(seconds) < 8 and time.monotonic() - began < _MEASURE_SECONDS)):
         work.stop.check()
         tick = time.perf_counter()
         step_within_memory(work, say, step=len(seconds))
         seconds.append(time.perf_counter() - tick)
-    few = dataclasses.replace(work.stage, val_windows=work.micro_batch_size)
+    few = dataclasses.replace(work.stage, val_windows=work.micro_batch_size * work.group.world_size)
     windows = validation_windows(work.run, work.data, few)
     tick = time.perf_counter()
     evaluate_now(work, windows)
@@ -53,13 +54,16 @@ def fit_to_minutes(work: Work, minutes: float, speed: Speed) -> None:
     before = work.stage.val_windows
     everything = validation_windows(work.run, work.data, work.run.stage)
     seconds = 60 * minutes - (time.monotonic() - work.began_at)
-    work.stage = fitted_to(
-        work.run.stage,
-        step=work.state.step,
-        seconds=max(seconds, 1.0),
-        step_seconds=speed.step,
-        window_seconds=speed.window,
-        n_windows=len(everything),
+    _take_schedule(
+        work,
+        fitted_to(
+            work.run.stage,
+            step=work.state.step,
+            seconds=max(seconds, 1.0),
+            step_seconds=speed.step,
+            window_seconds=speed.window,
+            n_windows=len(everything),
+        ),
     )
     if work.state.evaluated_at >= 0:  # losses on other windows could not be compared with the best so far
         work.stage = dataclasses.replace(work.stage, val_windows=before)
@@ -76,14 +80,21 @@ def refit(work: Work) -> None:
     """Move the end of a stage that runs with --minutes to where the speed so far will take it in time."""
     if work.run.minutes is None or not work.steps_here or work.state.step >= work.stage.max_steps:
         return
-    work.stage = refitted_to(
+    stage = refitted_to(
         work.stage,
         step=work.state.step,
         seconds=60 * work.run.minutes - (time.monotonic() - work.began_at),
         step_seconds=seconds_a_step(work),
         evaluation_seconds=work.evaluation_seconds,
     )
+    _take_schedule(work, stage)
     _remember(work)
+
+
+def _take_schedule(work: Work, stage: StageConfig) -> None:
+    """The schedule that the first process's clock asks for, in every process."""
+    numbers = work.group.from_first({name: getattr(stage, name) for name in _SCHEDULE})
+    work.stage = dataclasses.replace(stage, **numbers)
 
 
 def seconds_a_step(work: Work) -> float:
@@ -92,8 +103,7 @@ def seconds_a_step(work: Work) -> float:
 
 
 def _remember(work: Work) -> None:
-    names = ("max_steps", "warmup_steps", "eval_interval", "val_windows")
-    work.state.fitted = {name: getattr(work.stage, name) for name in names}
+    work.state.fitted = {name: getattr(work.stage, name) for name in _SCHEDULE}
 
 
 def seconds_left(work: Work) -> float:

@@ -14,11 +14,11 @@ from collections.abc import Callable
 import torch
 
 from storyladder.learning.step import StepResult
-from storyladder.runtime.checkpoint import load_checkpoint
 from storyladder.runtime.errors import TrainingFailed
+from storyladder.runtime.machine import is_out_of_memory
 from storyladder.runtime.progress import Progress
 from storyladder.stage_files import TrainState
-from storyladder.starting import Work, restore, step_now
+from storyladder.starting import Work, load_for_all, restore, step_now
 
 _SKIPPED_IN_A_ROW = 20  # steps that lead to a rollback
 _ROLLBACKS = 3  # in a stage, before it stops
@@ -33,9 +33,10 @@ def step_within_memory(work: Work, tell: Callable[[str], None], *, step: int) ->
         try:
             return step_now(work, step=step)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error) or work.micro_batch_size == 1:
+            if not is_out_of_memory(error) or work.micro_batch_size == 1:
                 raise
-        smaller = next(n for n in range(work.micro_batch_size // 2, 0, -1) if work.stage.batch_size % n == 0)
+        share = work.stage.batch_size // work.group.world_size
+        smaller = next(n for n in range(work.micro_batch_size // 2, 0, -1) if share % n == 0)
         tell(f"out of memory with {work.micro_batch_size} sequences at once; going on with {smaller}")
         work.log.write("out of memory", step=work.state.step, micro_batch_size=smaller)
         work.micro_batch_size = work.state.micro_batch_size = smaller
@@ -43,12 +44,6 @@ def step_within_memory(work: Work, tell: Callable[[str], None], *, step: int) ->
             torch.cuda.empty_cache()
         elif work.device.type == "mps":
             torch.mps.empty_cache()
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """torch raises OutOfMemoryError on CUDA and a plain RuntimeError of its allocators on CPUs and Apple's GPUs."""
-    words = ("can't allocate memory", "backend out of memory")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
 def note_skipped(work: Work, result: StepResult, progress: Progress) -> None:
@@ -75,7 +70,7 @@ def roll_back(work: Work, progress: Progress, why: str) -> None:
             f"{why}, for the {bad.rollbacks + 1}th time, at step {bad.step:,}. The best weights so far are in "
             f"{work.files.best}; lower max_lr in config.py, or look at the text, and start over with --fresh"
         )
-    loaded = load_checkpoint(work.files.resume)
+    loaded = load_for_all(work.group, work.files.resume)
     if loaded is None:
         raise TrainingFailed(f"{why} at step {bad.step:,}, and there is no resume state to go back to")
     restore(work, loaded.payload)

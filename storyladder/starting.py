@@ -7,8 +7,12 @@ optimizer), else random weights. On disk nothing changes here but that a damaged
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import socket
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +29,8 @@ from storyladder.learning.step import StepResult, train_step
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.measuring.evaluation import Evaluation, evaluate
 from storyladder.runtime.checkpoint import Loaded, Payload, load_checkpoint
-from storyladder.runtime.errors import CheckpointError, DataError, UserError, say
+from storyladder.runtime.distributed import Group, own_device
+from storyladder.runtime.errors import CheckpointError, DataError, SettingsError, UserError, say
 from storyladder.runtime.machine import Precision, free_memory, machine_line, pick_device, pick_precision
 from storyladder.runtime.run_log import RunLog
 from storyladder.runtime.signals import StopRequest
@@ -88,6 +93,7 @@ class Work:
     micro_batch_size: int
     log: RunLog
     stop: StopRequest
+    group: Group
     began_at: float = dataclasses.field(default_factory=time.monotonic)
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
     steps_here: int = 0  # made by this process
@@ -97,13 +103,15 @@ class Work:
     failed_saves: int = 0
 
 
-def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest) -> Work:
+def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Work:
     """All parts of a stage, with a model of the right shape whose weights are not loaded yet."""
-    device = pick_device(run.device)
+    check_shares(run.stage, group)
+    device = group.together(lambda: pick_device(own_device(run.device, group)))
     precision = pick_precision(device)
     files = StageFiles.of(run.ladder, run.stage)
-    data = _open_data(run)
-    start = _starting_point(run, files, data)
+    data = group.first_then_others(lambda: _open_data(run))
+    _require_same_everywhere(run, data, precision, group)
+    start = _start_for_all(group, lambda: _starting_point(run, files, data))
     stage = dataclasses.replace(run.stage, **start.state.fitted)  # type: ignore[arg-type]
     vocabulary = _vocabulary(run, data, start.payload).to(device)
     model = build_model(dataclasses.replace(run.ladder.model, vocab_size=vocabulary.n_rows)).to(device)
@@ -127,20 +135,94 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest) -> W
         vocabulary=vocabulary,
         device=device,
         precision=precision,
-        micro_batch_size=_micro_batch_size(run, start.state, device, vocabulary),
-        log=RunLog(files.record),
+        micro_batch_size=_micro_batch_of_group(run, start.state, device, vocabulary, group),
+        log=RunLog(files.record, mute=not group.is_first),
         stop=stop,
+        group=group,
     )
 
 
-def _micro_batch_size(run: StageRun, state: TrainState, device: torch.device, vocabulary: CompactVocabulary) -> int:
+def check_shares(stage: StageConfig, group: Group) -> None:
+    """UserError if a batch cannot be divided among the processes."""
+    n, size = group.world_size, stage.batch_size
+    if size % n:
+        fitting = [number for number in range(1, size + 1) if size % number == 0]
+        below, above = max(k for k in fitting if k < n or k == 1), size - size % n + n
+        raise SettingsError(
+            f"batch_size of stage {stage.name} is {size}, which {n} processes cannot share; "
+            f"start {below} of them (of {', '.join(map(str, fitting))}), or set batch_size in config.py to {above}"
+        )
+
+
+def _require_same_everywhere(run: StageRun, data: StageData, precision: Precision, group: Group) -> None:
+    """UserError in a process whose settings, number format or token files are not those of the first."""
+
+    def what_counts() -> dict[str, str]:
+        settings = plain_settings(run.ladder, run.stage, [])
+        flags = {"minutes": run.minutes, "plan": run.plan, "fresh": run.fresh, "device": run.device}
+        return {"settings": repr({**settings, **flags}), "number format": precision.name, **data.fingerprints}
+
+    theirs = group.first(what_counts)
+
+    def compare() -> None:
+        different = [name for name, value in what_counts().items() if theirs[name] != value]
+        if different:
+            raise UserError(
+                f"process {group.rank} on {socket.gethostname()} differs from the first one in {', '.join(different)}; "
+                "copy the project with config.py and data/ to every machine, or keep it on a shared disk"
+            )
+
+    group.together(compare)
+
+
+def _start_for_all(group: Group, find: Callable[[], Start]) -> Start:
+    """Where the first process finds that the stage starts. It alone reads checkpoints, so it alone needs them."""
+    found: list[Start] = []
+
+    def plainly() -> dict[str, Any]:
+        start = find()
+        found.append(start)
+        return {**vars(start), "state": dataclasses.asdict(start.state)}
+
+    plain = group.first(plainly)
+    return found[0] if found else Start(**{**plain, "state": TrainState(**plain["state"])})
+
+
+def load_for_all(group: Group, path: Path) -> Loaded | None:
+    """load_checkpoint, by the first process for all."""
+
+    def plainly() -> dict[str, Any] | None:
+        loaded = load_checkpoint(path)
+        if loaded is None:
+            return None
+        return {"payload": loaded.payload, "path": str(loaded.path), "notes": loaded.notes}
+
+    plain = group.first(plainly)
+    return None if plain is None else Loaded(plain["payload"], Path(plain["path"]), plain["notes"])
+
+
+def _micro_batch_of_group(
+    run: StageRun, state: TrainState, device: torch.device, vocabulary: CompactVocabulary, group: Group
+) -> int:
+    """The same in every process, what the one with the least memory can take, and a divisor of each one's share."""
+    share = run.stage.batch_size // group.world_size
+    size = _micro_batch_size(run, state, device, vocabulary, group)
+    return math.gcd(-group.highest([-size])[0], share)
+
+
+def _micro_batch_size(
+    run: StageRun, state: TrainState, device: torch.device, vocabulary: CompactVocabulary, group: Group
+) -> int:
     """What config.py says, but no more than there was memory for; else what the stage began with; else what fits.
 
     A resumed stage must not choose anew by the memory of the day: dropout draws once for every micro-batch.
     """
     if state.micro_batch_size is None:
         free = free_memory(device)
-        return fitting_micro_batch(run.ladder.model, run.stage, device, n_rows=vocabulary.n_rows, free_bytes=free)
+        if free is not None and device.type == "cpu":
+            free //= group.local_size
+        stage = dataclasses.replace(run.stage, batch_size=run.stage.batch_size // group.world_size)
+        return fitting_micro_batch(run.ladder.model, stage, device, n_rows=vocabulary.n_rows, free_bytes=free)
     if run.stage.micro_batch_size is not None:
         return min(run.stage.micro_batch_size, state.micro_batch_size)
     return state.micro_batch_size
@@ -294,6 +376,7 @@ def record_start(work: Work) -> None:
         micro_batch_size=work.micro_batch_size,
         machine=machine_line(work.device, work.precision),
         cpus=os.cpu_count(),
+        processes=work.group.world_size,
     )
 
 
@@ -305,8 +388,12 @@ def say_all(notes: list[str]) -> None:
 
 def step_now(work: Work, *, step: int) -> StepResult:
     """One update, as step number `step`. DataError if the token file was cut while it was in use."""
-    work.data.train.check_size()
-    batch = work.batches.batch(step + work.state.batch_offset)
+    try:
+        work.data.train.check_size()
+    except DataError as error:
+        work.group.fail(error)
+    rows = work.group.share_of(work.stage.batch_size)
+    batch = work.batches.batch(step + work.state.batch_offset, rows)
     idx_BT, targets_BT = (torch.from_numpy(part).to(work.device) for part in batch)
     return train_step(
         work.model,
@@ -319,12 +406,13 @@ def step_now(work: Work, *, step: int) -> StepResult:
         precision=work.precision,
         scaler=work.scaler,
         vocabulary=work.vocabulary,
+        group=work.group,
     )
 
 
 def evaluate_now(work: Work, windows: ValidationWindows) -> Evaluation:
     """The validation loss of the weights as they are; raises Interrupted when a signal asks to leave."""
-    work.data.val.check_size()
+    work.group.together(work.data.val.check_size)
     return evaluate(
         work.model,
         windows,
@@ -332,5 +420,6 @@ def evaluate_now(work: Work, windows: ValidationWindows) -> Evaluation:
         device=work.device,
         precision=work.precision,
         vocabulary=work.vocabulary,
-        check_stop=work.stop.check,
+        check_stop=work.stop.check_here,
+        group=work.group,
     )

@@ -272,9 +272,12 @@ class TrainBatches:
             starts[here] = order[within[here]] * self._context_length + offset
         return starts
 
-    def batch(self, k: int) -> tuple[Indices, Indices]:
-        """Inputs and targets of batch k, both (batch_size, context_length); targets are the inputs one token later."""
-        return _cut(self._ids, self.starts(k), self._context_length)
+    def batch(self, k: int, rows: slice = slice(None)) -> tuple[Indices, Indices]:
+        """Inputs and targets of batch k, both (batch_size, context_length); targets are the inputs one token later.
+
+        `rows` takes some of its sequences only.
+        """
+        return _cut(self._ids, self.starts(k)[rows], self._context_length)
 
 
 @functools.lru_cache(maxsize=4)
@@ -311,11 +314,14 @@ class ValidationWindows:
         """How many windows there are."""
         return len(self._starts) + bool(self._rest)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Indices, Indices]]:
-        """Inputs and targets, (at most batch_size, context_length); the file's rest comes last, as one shorter row."""
-        for start in range(0, len(self._starts), batch_size):
+    def batches(self, batch_size: int, share: tuple[int, int] = (0, 1)) -> Iterator[tuple[Indices, Indices]]:
+        """Inputs and targets, (at most batch_size, context_length); the file's rest comes last, as one shorter row.
+
+        With `share` (i, n) every n-th batch from batch i on, and the rest of the file in the last share.
+        """
+        for start in range(share[0] * batch_size, len(self._starts), share[1] * batch_size):
             yield _cut(self._ids, self._starts[start : start + batch_size], self._context_length)
-        if self._rest:
+        if self._rest and share[0] == share[1] - 1:
             yield _cut(self._ids, np.array([len(self._ids) - 1 - self._rest]), self._rest)
 
 

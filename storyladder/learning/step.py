@@ -13,6 +13,7 @@ from storyladder.learning.loss import next_token_loss
 from storyladder.learning.network import EMBEDDING, LanguageModel
 from storyladder.learning.optimizer import clip_gradients
 from storyladder.learning.vocabulary import CompactVocabulary
+from storyladder.runtime.distributed import ALONE, Group
 from storyladder.runtime.machine import Precision
 from storyladder.settings import StageConfig
 
@@ -38,20 +39,29 @@ def train_step(
     precision: Precision,
     scaler: torch.amp.GradScaler,
     vocabulary: CompactVocabulary,
+    group: Group = ALONE,
 ) -> StepResult:
-    """One update from one batch of inputs and targets, both (batch_size, T)."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    """One update from one batch of inputs and targets, both (batch_size, T).
+
+    In a group of processes every one brings its share of the batch, (batch_size / processes, T), and all make the same
+    update.
+    """
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = lr
     optimizer.zero_grad(set_to_none=False)
-    loss = accumulate_gradients(
-        model,
-        batch,
-        micro_batch_size=micro_batch_size,
-        seed=(stage.seed, step),
-        precision=precision,
-        scaler=scaler,
-        vocabulary=vocabulary,
+    loss = group.together(
+        lambda: accumulate_gradients(
+            model,
+            batch,
+            micro_batch_size=micro_batch_size,
+            seed=(stage.seed, step),
+            precision=precision,
+            scaler=scaler,
+            vocabulary=vocabulary,
+            share=(group.rank, group.world_size),
+        )
     )
+    group.sum_in_place([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
     scaler.unscale_(optimizer)
     norm = clip_gradients(model, stage.grad_clip, vocabulary)
     result = StepResult(loss.item(), norm.item(), applied=bool((loss + norm).isfinite()))
@@ -70,22 +80,26 @@ def accumulate_gradients(
     precision: Precision,
     scaler: torch.amp.GradScaler,
     vocabulary: CompactVocabulary,
+    share: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """Add the gradients of the batch's mean loss to the model's; returns that loss, nats per token, a scalar.
 
+    With `share` (i, n) the batch is the i-th of n equal parts of a larger one: loss and gradients are its part of the
+    larger batch's, so that adding up all parts gives the whole.
+
     The mean is over all tokens of the batch, whatever the micro-batches, so their size changes memory only. Dropout
-    draws from a generator seeded with (seed, step, micro-batch): a resumed step draws what the interrupted one would
-    have drawn, and no random state has to be saved.
+    draws from a generator seeded with (seed, step, the micro-batch's first sequence in the whole batch): a resumed step
+    draws what the interrupted one would have drawn, and no random state has to be saved.
     """
     idx_BT, targets_BT = (vocabulary.rows_of(part) for part in batch)
     total = torch.zeros((), device=idx_BT.device)
     for start in range(0, len(idx_BT), micro_batch_size):
-        torch.manual_seed(_mixed(*seed, start))
+        torch.manual_seed(_mixed(*seed, share[0] * len(idx_BT) + start))
         micro = slice(start, start + micro_batch_size)
         with precision.autocast():
             hidden_BTC = model.hidden(idx_BT[micro])
             nats = next_token_loss(hidden_BTC, model.head_weight, targets_BT[micro], log_unseen=vocabulary.log_unseen)
-        loss = nats / targets_BT.numel()
+        loss = nats / (share[1] * targets_BT.numel())
         _backward(scaler.scale(loss))
         total = total + loss.detach()
     for name, parameter in model.named_parameters():

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
-from storyladder.corpus.token_file import ValidationWindows
+from storyladder.corpus.token_file import Indices, ValidationWindows
 from storyladder.learning.loss import next_token_loss
 from storyladder.learning.network import LanguageModel
 from storyladder.learning.vocabulary import CompactVocabulary
+from storyladder.runtime.distributed import ALONE, Group
 from storyladder.runtime.machine import Precision
 
 
@@ -44,13 +45,37 @@ def evaluate(
     precision: Precision,
     vocabulary: CompactVocabulary,
     check_stop: Callable[[], None] = lambda: None,
+    group: Group = ALONE,
 ) -> Evaluation:
-    """Mean loss over every target of the windows, without dropout. The model's mode and random state are left alone."""
+    """Mean loss over every target of the windows, without dropout. The model's mode and random state are left alone.
+
+    The processes of a group read a share of the windows each.
+    """
+    share = (group.rank, group.world_size)
+
+    def nats_of_share() -> float:
+        batches = windows.batches(batch_size, share)
+        return _nats(model, batches, device=device, precision=precision, vocabulary=vocabulary, check_stop=check_stop)
+
+    nats = group.sum(group.together(nats_of_share))
+    return Evaluation(nats / windows.tokens, windows.tokens, windows.text_bytes)
+
+
+def _nats(
+    model: LanguageModel,
+    batches: Iterable[tuple[Indices, Indices]],
+    *,
+    device: torch.device,
+    precision: Precision,
+    vocabulary: CompactVocabulary,
+    check_stop: Callable[[], None],
+) -> float:
+    """The nats of all targets together."""
     was_training = model.training
     model.eval()
     nats = torch.zeros((), device=device, dtype=torch.float64 if device.type != "mps" else torch.float32)
     try:
-        for batch in windows.batches(batch_size):
+        for batch in batches:
             idx_BT, targets_BT = (vocabulary.rows_of(torch.from_numpy(part).to(device)) for part in batch)
             with precision.autocast():
                 hidden_BTC = model.hidden(idx_BT)
@@ -58,4 +83,4 @@ def evaluate(
             check_stop()
     finally:
         model.train(was_training)
-    return Evaluation(nats.item() / windows.tokens, windows.tokens, windows.text_bytes)
+    return nats.item()

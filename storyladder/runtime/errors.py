@@ -6,8 +6,11 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 
+# torchrun ends all processes of a group as soon as one has left: who has nothing to say lets the others speak first.
+_LAST_WORDS = 1.0  # seconds
 _REQUIRED = ("torch", "tiktoken", "numpy", "tqdm")
 
 
@@ -15,6 +18,7 @@ class UserError(Exception):
     """Something the user can mend. The message says what is wrong (the value), what was expected, what to type next."""
 
     exit_status = 2
+    tell_always = False  # also by a process that is not the first of its group, because only it has met the error
 
 
 class SettingsError(UserError):
@@ -49,6 +53,18 @@ class TrainingFailed(UserError):
     exit_status = 70
 
 
+class PeerLost(UserError):
+    """Another process of the group that trains together died or fell silent. Status 75 means `try again later`."""
+
+    exit_status = 75
+
+
+class OthersFailed(Exception):
+    """Another process of the group met an error and tells it; this one leaves without a word."""
+
+    exit_status = UserError.exit_status
+
+
 class Interrupted(Exception):
     """A signal asked the program to leave, and it has brought everything into safety."""
 
@@ -74,7 +90,13 @@ def user_errors() -> Iterator[None]:
             raise
         _flush_stdout()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if error.tell_always or _speaks():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_LAST_WORDS)
+        raise SystemExit(error.exit_status) from None
+    except OthersFailed as error:
+        time.sleep(_LAST_WORDS)
         raise SystemExit(error.exit_status) from None
     except Interrupted as stop:
         raise SystemExit(stop.exit_status) from None
@@ -90,6 +112,11 @@ def user_errors() -> Iterator[None]:
         # `python generate.py | head`: the reader has left. Python would complain once more while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows does not name
+
+
+def _speaks() -> bool:
+    """Whether this process tells what all meet: of those that torchrun started together, the first does."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def _flush_stdout() -> None:

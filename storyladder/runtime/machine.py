@@ -94,6 +94,12 @@ def free_memory(device: torch.device) -> int | None:
     return None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """torch raises OutOfMemoryError on CUDA and a plain RuntimeError of its allocators on CPUs and Apple's GPUs."""
+    words = ("can't allocate memory", "backend out of memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
+
+
 def peak_memory(device: torch.device) -> int | None:
     """Most bytes held so far: of the GPU, or of this process on a CPU; None where nobody says."""
     if device.type == "cuda":

@@ -18,8 +18,9 @@ from storyladder.runtime.errors import say
 class RunLog:
     """Appends records. A record that cannot be written is said once and never stops the training."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, mute: bool = False) -> None:
         self.path = path
+        self._mute = mute  # in a process whose records another one writes
         self._silenced = False
 
     def set_aside(self, stamp: str) -> None:
@@ -54,6 +55,8 @@ class RunLog:
         self._guarded(append)
 
     def _guarded(self, action: Callable[[], object]) -> None:
+        if self._mute:
+            return
         try:
             action()
         except OSError as error:

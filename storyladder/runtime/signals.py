@@ -2,6 +2,9 @@
 
 SIGINT (Ctrl-C), SIGTERM and SIGHUP ask to save and leave; a second one leaves at once, which harms no file because
 files get their names only when they are whole. SIGUSR1 asks to save and go on.
+
+Processes that train as one act on a signal together: what each has heard is put together at their agreements
+(distributed.py), and only then `requested` and `take_save_request` say so.
 """
 
 from __future__ import annotations
@@ -23,28 +26,62 @@ class StopRequest:
     """What signals have asked for since the last look."""
 
     def __init__(self) -> None:
-        self.signal_number: int | None = None
+        self.signal_number: int | None = None  # heard by this process
         self._save = False
+        self._shared = False
+        self._speaks = True
+        self._settled: int | None = None  # what all processes of a group know of
+        self._settled_save = False
+
+    def share(self, *, speaks: bool) -> None:
+        """From now on act on what a group has agreed on only; `speaks` says whether this process talks to the user."""
+        self._shared, self._speaks = True, speaks
+
+    def pending(self) -> tuple[int, int]:
+        """What this process has heard, for an agreement: the signal that asked to leave, or 0; 1 if it is to save."""
+        return self.signal_number or 0, int(self._save)
+
+    def settle(self, number: int, save: int) -> None:
+        """Take over what the group has heard, as `pending` gave it."""
+        if number:
+            self._settled = number
+        if save:
+            self._settled_save, self._save = True, False
 
     @property
     def requested(self) -> bool:
         """Whether a signal asked to leave."""
-        return self.signal_number is not None
+        return (self._settled if self._shared else self.signal_number) is not None
 
     def check(self) -> None:
         """Raise Interrupted where a signal asked to leave."""
+        number = self._settled if self._shared else self.signal_number
+        if number is not None:
+            raise Interrupted(number)
+
+    def check_here(self) -> None:
+        """Raise Interrupted where this process was asked to leave, for work that ends in an agreement."""
         if self.signal_number is not None:
             raise Interrupted(self.signal_number)
 
+    def request_save(self) -> None:
+        """Ask to save and go on, as SIGUSR1 does."""
+        self._save = True
+
     def take_save_request(self) -> bool:
-        """Whether SIGUSR1 came since the last call."""
-        asked, self._save = self._save, False
+        """Whether a save was asked for since the last call."""
+        if self._shared:
+            asked, self._settled_save = self._settled_save, False
+        else:
+            asked, self._save = self._save, False
         return asked
 
     def _on_leave(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested:
+        if self.signal_number is not None:
             os._exit(128 + number)
         self.signal_number = number
+        if not self._speaks:
+            return
         # Not print: it raises where the signal came in the middle of another print. And SIGHUP says that the terminal
         # is gone, which must not keep anybody from saving.
         with contextlib.suppress(OSError):

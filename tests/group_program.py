@@ -1,0 +1,125 @@
+"""What tests/test_distributed.py starts in several processes: agreements of a group, gradients; prints what it found.
+
+Not a test itself. Usage: torchrun --nproc_per_node=2 tests/group_program.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+PROJECT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(PROJECT))
+
+import torch  # noqa: E402
+
+from model import GPT  # noqa: E402
+from storyladder.learning.optimizer import build_optimizer  # noqa: E402
+from storyladder.learning.step import train_step  # noqa: E402
+from storyladder.learning.vocabulary import CompactVocabulary  # noqa: E402
+from storyladder.runtime.distributed import Group, joined_group  # noqa: E402
+from storyladder.runtime.errors import DataError  # noqa: E402
+from storyladder.runtime.machine import Precision  # noqa: E402
+from storyladder.runtime.signals import StopRequest, stop_on_signals  # noqa: E402
+from storyladder.settings import ModelConfig, StageConfig  # noqa: E402
+
+MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, vocab_size=40, dropout=0.2)
+STAGE = StageConfig(name="tiny", train_file="", val_file="", result_file="", seed=7, grad_clip=1e6)
+
+
+def gradients_of_a_step(group: Group) -> dict[str, torch.Tensor]:
+    """Loss and gradients in fp64 of a step with four sequences, dropout, and 11 token types that share a row."""
+    torch.manual_seed(1)
+    vocabulary = CompactVocabulary(torch.arange(40) < 29)
+    model = GPT(ModelConfig(**{**vars(MODEL), "vocab_size": vocabulary.n_rows})).double()
+    ids = torch.randint(29, (4, 13), generator=torch.Generator().manual_seed(1))[group.share_of(4)]
+    precision = Precision(torch.float32, "a test wants it", "cpu")
+    result = train_step(
+        model,
+        build_optimizer(model, STAGE),
+        (ids[:, :-1], ids[:, 1:]),
+        stage=STAGE,
+        step=5,
+        lr=1e-3,
+        micro_batch_size=1,
+        precision=precision,
+        scaler=precision.scaler(),
+        vocabulary=vocabulary,
+        group=group,
+    )
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {**found, "loss": torch.tensor(result.train_loss), "norm": torch.tensor(result.grad_norm)}
+
+
+def error_of(action: Callable[[], object]) -> str:
+    """What it raises, in words."""
+    try:
+        action()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def agreements(group: Group, stop: StopRequest) -> dict[str, object]:
+    """What each process sees of what another one meets."""
+
+    def only(rank: int, error: Exception) -> Callable[[], int]:
+        def action() -> int:
+            if group.rank == rank:
+                raise error
+            return group.rank
+
+        return action
+
+    payload = {"a": [1, None, float("inf")], "t": torch.arange(3) if group.is_first else None, "path": "x"}
+    received = group.first(lambda: payload)
+    found: dict[str, object] = {
+        "highest": group.highest([group.rank, -group.rank]),
+        "sum": group.sum(0.5 + group.rank),
+        "received": [received["a"], received["t"].tolist(), str(received["t"].dtype)],
+        "own": group.together(lambda: 10 + group.rank),
+        "share": list(range(6))[group.share_of(6)],
+        "user": error_of(lambda: group.together(only(1, DataError("cut")))),
+        "memory": error_of(lambda: group.together(only(0, torch.OutOfMemoryError("full")))),
+        "first": error_of(lambda: group.first(only(0, DataError("locked")))),
+    }
+    before = stop.requested
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+    alone = stop.requested
+    group.together(lambda: None)
+    found["stop"] = [before, alone, stop.requested, stop.take_save_request(), stop.take_save_request()]
+    found["interrupted"] = error_of(lambda: group.together(stop.check_here))
+    return found
+
+
+def lose_the_other(group: Group) -> NoReturn:
+    """The second process dies, and the first says what it sees."""
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    tick = time.monotonic()
+    said = error_of(lambda: group.highest([1]))
+    print(json.dumps({"lost": said, "seconds": time.monotonic() - tick}), flush=True)
+    os._exit(0)
+
+
+def main() -> None:
+    """Write gradients and findings of this process into the folder."""
+    folder = Path(sys.argv[1])
+    with stop_on_signals() as stop, joined_group(stop) as group:
+        torch.save(gradients_of_a_step(group), folder / f"gradients{group.rank}of{group.world_size}.pt")
+        found = agreements(group, stop)
+        (folder / f"agreements{group.rank}.json").write_text(json.dumps(found), encoding="utf-8")
+        print("only the first is heard", flush=True)
+        lose_the_other(group)
+
+
+if __name__ == "__main__":
+    main()
