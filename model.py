@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from storyladder.learning.activation import gelu
+from storyladder.learning.attention import causal_attention, merge_heads, split_heads
 from storyladder.learning.dropout import Dropout
 from storyladder.settings import ModelConfig
 
@@ -26,19 +28,18 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, past: list[Tensor] | None = None) -> Tensor:
-        B, T, C = x.shape
-        q_BHTD, k_BHTD, v_BHTD = (
-            part.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for part in self.c_attn(x).split(C, dim=2)
-        )
-        if past is not None:
-            if past:
-                assert T == 1, "after the first call a cached model reads one token at a time"
-                k_BHTD = torch.cat((past[0], k_BHTD), dim=2)
-                v_BHTD = torch.cat((past[1], v_BHTD), dim=2)
-            past[:] = [k_BHTD, v_BHTD]
-        # Attention probabilities get no dropout (GPT-2's did): it would force the slow kernel on CPUs and cuDNN.
+        qkv_BTE = self.c_attn(x)
+        if past is None:
+            return self.c_proj(causal_attention(qkv_BTE, self.n_head))  # type: ignore[no-any-return]
+        q_BHTD, k_BHTD, v_BHTD = split_heads(qkv_BTE, self.n_head)
+        T = x.size(1)
+        if past:
+            assert T == 1, "after the first call a cached model reads one token at a time"
+            k_BHTD = torch.cat((past[0], k_BHTD), dim=2)
+            v_BHTD = torch.cat((past[1], v_BHTD), dim=2)
+        past[:] = [k_BHTD, v_BHTD]
         y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=T > 1)
-        return self.c_proj(y_BHTD.transpose(1, 2).reshape(B, T, C))  # type: ignore[no-any-return]
+        return self.c_proj(merge_heads(y_BHTD))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -50,7 +51,7 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))  # type: ignore[no-any-return]
+        return self.c_proj(gelu(self.c_fc(x)))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -65,8 +66,8 @@ class Block(nn.Module):
         self.drop = Dropout(config.dropout)
 
     def forward(self, x: Tensor, past: list[Tensor] | None = None) -> Tensor:
-        x = x + self.drop(self.attn(self.ln_1(x), past))
-        return x + self.drop(self.mlp(self.ln_2(x)))  # type: ignore[no-any-return]
+        x = self.drop(self.attn(self.ln_1(x), past), onto=x)
+        return self.drop(self.mlp(self.ln_2(x)), onto=x)  # type: ignore[no-any-return]
 
 
 class GPT(nn.Module):

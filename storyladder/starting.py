@@ -31,7 +31,14 @@ from storyladder.measuring.evaluation import Evaluation, evaluate
 from storyladder.runtime.checkpoint import Loaded, Payload, load_checkpoint
 from storyladder.runtime.distributed import Group, own_device
 from storyladder.runtime.errors import CheckpointError, DataError, SettingsError, UserError, say
-from storyladder.runtime.machine import Precision, free_memory, machine_line, pick_device, pick_precision
+from storyladder.runtime.machine import (
+    Precision,
+    free_memory,
+    keep_freed_memory,
+    machine_line,
+    pick_device,
+    pick_precision,
+)
 from storyladder.runtime.run_log import RunLog
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import StageConfig
@@ -108,6 +115,8 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
     check_shares(run.stage, group)
     device = group.together(lambda: pick_device(own_device(run.device, group)))
     precision = pick_precision(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     files = StageFiles.of(run.ladder, run.stage)
     data = group.first_then_others(lambda: _open_data(run))
     _require_same_everywhere(run, data, precision, group)

@@ -23,6 +23,7 @@ STATUS = {
     "DamagedCheckpoint": 2,
     "SaveFailed": 75,
     "TrainingFailed": 70,
+    "PeerLost": 75,
 }
 MANY_LINES = """
 from storyladder.runtime.errors import user_errors

@@ -36,7 +36,12 @@ ONLY = {
     "storyladder.runtime": ("storyladder.runtime",),
     "storyladder.command_line": ("storyladder.settings", "storyladder.runtime.errors"),
     "config": ("storyladder.settings", "storyladder.command_line"),
-    "model": ("storyladder.settings", "storyladder.learning.dropout"),
+    "model": (
+        "storyladder.settings",
+        "storyladder.learning.activation",
+        "storyladder.learning.attention",
+        "storyladder.learning.dropout",
+    ),
 }
 STANDARD_LIBRARY_ONLY = ("storyladder.settings", "storyladder.command_line", "storyladder.runtime.errors", "config")
 TYPING_ONLY = {"typing_extensions"}

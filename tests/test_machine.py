@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from running import PROJECT
 
 from storyladder.runtime import machine
 from storyladder.runtime.errors import UserError
@@ -124,3 +127,23 @@ def test_memory_is_told_in_bytes() -> None:
 def test_the_line_names_device_format_reason_and_torch() -> None:
     line = machine.machine_line(CPU, cpu_precision({"amx_bf16": True}))
     assert line == f"device cpu (1 threads), bf16 because this CPU has amx_bf16, torch {torch.__version__}"
+
+
+def test_large_arrays_that_were_freed_are_taken_again_without_new_pages() -> None:
+    """In a process of its own: the setting stays for good."""
+    program = """
+import resource, torch
+from storyladder.runtime.machine import keep_freed_memory
+if not keep_freed_memory():
+    raise SystemExit("another C library")
+for _ in range(20):
+    torch.ones(25_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    torch.ones(25_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=PROJECT, capture_output=True, text=True, check=False)
+    if "another C library" in done.stderr:
+        pytest.skip("not glibc")
+    assert int(done.stdout) < 25_000, "100 MB are about 25,000 pages"

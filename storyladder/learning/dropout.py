@@ -1,33 +1,82 @@
-"""Dropout whose masks are cheap on a CPU."""
+"""Dropout whose masks cost next to nothing on a CPU: whether an element stays is a hash of its place and a key.
+
+torch draws the masks there one by one, in one thread. Nothing is kept for the way back; the hash says it again.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_LEVELS = 1 << 16
+from storyladder.learning.kernels import DropoutKey, kernels_for
 
 
 class Dropout(nn.Module):
-    """nn.Dropout, with masks on the CPU from numpy's bits: two bytes an element, compared with a threshold.
-
-    torch draws them there one by one and in one thread, which takes about three times as long (LOG.md).
-    The probability is p to the nearest 1/65536. The seed comes from torch's generator, so torch.manual_seed rules both.
-    """
+    """nn.Dropout for residual branches. The key comes from torch's generator, so torch.manual_seed rules it."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, y: Tensor, onto: Tensor | None = None) -> Tensor:
+        """dropout(y), or onto + dropout(y), which is one pass; `onto` has the shape of y."""
         if not self.training or self.p == 0:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.p)
-        dropped = round(self.p * _LEVELS)
-        bits = np.random.SFC64(int(torch.randint(2**62, ()))).random_raw(-(-x.numel() // 4))
-        levels = torch.from_numpy(bits.view(np.int16))[: x.numel()].view(x.shape)
-        keep = (levels >= dropped - _LEVELS // 2).to(x.dtype)
-        return x * keep.mul_(_LEVELS / (_LEVELS - dropped))
+            return y if onto is None else onto + y
+        if y.device.type != "cpu":
+            dropped = F.dropout(y, self.p)
+            return dropped if onto is None else onto + dropped
+        key = DropoutKey.of(self.p, int(torch.randint(2**62, ())))
+        if onto is None:
+            return _Dropped.apply(y, key)  # type: ignore[no-any-return,no-untyped-call]
+        return _AddDropped.apply(onto, y, key)  # type: ignore[no-any-return,no-untyped-call]
+
+
+class _Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, key: DropoutKey) -> Tensor:
+        ctx.key = key
+        return _dropped(y, key, y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _dropped(grads[0], ctx.key, grads[0].dtype), None
+
+
+class _AddDropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, key: DropoutKey) -> Tensor:
+        ctx.key, ctx.dtype = key, y.dtype
+        kernels = kernels_for(y)
+        if kernels is not None and x.dtype == torch.float32:
+            return kernels.add_dropped(x, y, key)
+        return x + _dropped(y, key, x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        return grads[0], _dropped(grads[0], ctx.key, ctx.dtype), None
+
+
+def _dropped(y: Tensor, key: DropoutKey, dtype: torch.dtype) -> Tensor:
+    kernels = kernels_for(y)
+    if kernels is not None and y.dtype == torch.float32 and dtype in (torch.float32, torch.bfloat16):
+        return kernels.dropped(y, key, dtype)
+    factor = torch.from_numpy(_kept(y.numel(), key)).view(y.shape)
+    return y.to(dtype) * factor.to(dtype).mul_(key.scale)
+
+
+def _kept(n: int, key: DropoutKey) -> npt.NDArray[np.bool_]:
+    """Which of n elements stay: the hash of kernels.c, pass by pass."""
+    h = np.arange(n, dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(key.first)
+    h ^= h >> np.uint32(16)
+    h *= np.uint32(0x7FEB352D)
+    h ^= np.uint32(key.second)
+    h ^= h >> np.uint32(15)
+    h *= np.uint32(0x846CA68B)
+    h ^= h >> np.uint32(16)
+    kept: npt.NDArray[np.bool_] = h >= np.uint32(key.threshold)
+    return kept

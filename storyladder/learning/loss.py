@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK_SCORES = {"cpu": 1 << 24, "cuda": 1 << 28}  # scores held at once: 64 MB in fp32; GPUs want large products
+from storyladder.learning.kernels import kernels_for
+
+_CHUNK_SCORES = {"cpu": 1 << 25, "cuda": 1 << 28}  # scores held at once: 128 MB in fp32; GPUs want large products
 
 
 def scores_at_once(device_type: str) -> int:
@@ -67,29 +69,37 @@ def _chunks(
     hidden_NC, weight_VC = hidden_NC.to(dtype), weight_VC.to(dtype)
     N, V = len(hidden_NC), len(weight_VC)
     rows = max(1, min(N, scores_at_once(device) // V))
-    product = torch.empty(rows, V, dtype=dtype, device=hidden_NC.device)
-    scores = product if dtype == wide else torch.empty(rows, V, dtype=wide, device=hidden_NC.device)
+    scores = torch.empty(rows, V, dtype=dtype, device=hidden_NC.device)
     loss = torch.zeros((), dtype=wide, device=hidden_NC.device)
     with torch.autocast(device, enabled=False):
         for start in range(0, N, rows):
-            hidden_RC, targets_R1 = hidden_NC[start : start + rows], targets_N[start : start + rows, None]
-            product_RV, scores_RV = product[: len(hidden_RC)], scores[: len(hidden_RC)]
-            torch.mm(hidden_RC, weight_VC.T, out=product_RV)
-            if scores_RV is not product_RV:
-                scores_RV.copy_(product_RV)
-            if log_unseen:
-                scores_RV[:, -1] += log_unseen
-                loss += log_unseen * (targets_R1 == V - 1).sum(dtype=wide)
-            torch.log_softmax(scores_RV, dim=1, out=scores_RV)
-            loss -= scores_RV.gather(1, targets_R1).sum()
+            hidden_RC, targets_R = hidden_NC[start : start + rows], targets_N[start : start + rows]
+            scores_RV = torch.mm(hidden_RC, weight_VC.T, out=scores[: len(hidden_RC)])
+            loss += _entropy_(scores_RV, targets_R, log_unseen, gradient=grad_weight_VC is not None)
             if grad_hidden_NC is None or grad_weight_VC is None:
                 continue
-            scores_RV.exp_().scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1, dtype=wide))
-            if scores_RV is not product_RV:
-                product_RV.copy_(scores_RV)
-            grad_hidden_NC[start : start + rows] = product_RV @ weight_VC
+            grad_hidden_NC[start : start + rows] = scores_RV @ weight_VC
             if dtype == grad_weight_VC.dtype:
-                grad_weight_VC.addmm_(product_RV.T, hidden_RC)
+                grad_weight_VC.addmm_(scores_RV.T, hidden_RC)
             else:
-                grad_weight_VC += product_RV.T @ hidden_RC
+                grad_weight_VC += scores_RV.T @ hidden_RC
+    return loss
+
+
+def _entropy_(scores_RV: Tensor, targets_R: Tensor, log_unseen: float, *, gradient: bool) -> Tensor:
+    """Summed cross-entropy of some rows. The scores are used up; with `gradient`, its gradient stands there instead."""
+    kernels = kernels_for(scores_RV)
+    if kernels is not None:
+        losses_R = kernels.cross_entropy_(scores_RV, targets_R, last_offset=log_unseen, gradient=gradient)
+        return losses_R.sum()
+    wide_RV = scores_RV.to(torch.promote_types(scores_RV.dtype, torch.float32))
+    targets_R1 = targets_R[:, None]
+    wide_RV[:, -1] += log_unseen
+    torch.log_softmax(wide_RV, dim=1, out=wide_RV)
+    loss = log_unseen * (targets_R == scores_RV.size(1) - 1).sum(dtype=wide_RV.dtype)
+    loss = loss - wide_RV.gather(1, targets_R1).sum()
+    if gradient:
+        wide_RV.exp_().scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1, dtype=wide_RV.dtype))
+        if wide_RV is not scores_RV:
+            scores_RV.copy_(wide_RV)
     return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import platform
@@ -13,6 +14,7 @@ import torch
 from storyladder.runtime.errors import UserError
 
 GB = 1e9
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +80,20 @@ def cpu_precision(capabilities: dict[str, object]) -> Precision:
         if capabilities.get(instruction):
             return Precision(torch.bfloat16, f"this CPU has {instruction}", "cpu")
     return Precision(torch.float32, "this CPU has no bf16 instructions", "cpu")
+
+
+def keep_freed_memory() -> bool:
+    """Let freed arrays stay in this process's own store, from which the next step takes them; True where that works.
+
+    glibc gives arrays of more than 32 MB back to the system, and takes them again page by page, each filled with zeros:
+    on some machines that costs more than the arithmetic on them. Other C libraries are left as they are.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version()  # only glibc has it
+        settings = (_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1), (_TOP_PAD, 1 << 26)
+        return all([libc.mallopt(which, value) == 1 for which, value in settings])
+    return False
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -1,0 +1,79 @@
+"""Causal attention of a whole window, the way that is fastest where it runs.
+
+Shapes: B sequences, T tokens, C width, H heads, D width of a head; N = B * H matrices, one for every head of every
+sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from storyladder.learning.kernels import kernels_for
+
+_LONGEST = 1024  # tokens up to which whole score matrices pay; above, torch's kernel that never holds them
+
+
+def causal_attention(qkv_BTE: Tensor, n_head: int) -> Tensor:
+    """Every token looks at itself and the tokens before it. Queries, keys and values, (B, T, 3 C), to (B, T, C).
+
+    Probabilities get no dropout (GPT-2's did): it would force the slow kernel on CPUs and cuDNN. On a CPU in bf16,
+    batched products of whole score matrices beat torch's fused kernel three to four times; in float32 they do not.
+    """
+    T = qkv_BTE.size(1)
+    if qkv_BTE.dtype == torch.bfloat16 and 1 < T <= _LONGEST and kernels_for(qkv_BTE) is not None:
+        return _Attention.apply(qkv_BTE, n_head)  # type: ignore[no-any-return,no-untyped-call]
+    q_BHTD, k_BHTD, v_BHTD = split_heads(qkv_BTE, n_head)
+    return merge_heads(F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True))
+
+
+def split_heads(qkv_BTE: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Views of queries, keys and values, (B, H, T, D) each."""
+    B, T, E = qkv_BTE.shape
+    q_BHTD, k_BHTD, v_BHTD = qkv_BTE.view(B, T, 3, n_head, E // 3 // n_head).permute(2, 0, 3, 1, 4)
+    return q_BHTD, k_BHTD, v_BHTD
+
+
+def merge_heads(y_BHTD: Tensor) -> Tensor:
+    """(B, H, T, D) to (B, T, C)."""
+    return y_BHTD.transpose(1, 2).flatten(2)
+
+
+class _Attention(torch.autograd.Function):
+    """Scores, softmax and mixing as batched products, with the probabilities kept for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv_BTE: Tensor, n_head: int) -> Tensor:
+        B, T, E = qkv_BTE.shape
+        D = E // 3 // n_head
+        kernels = kernels_for(qkv_BTE)
+        assert kernels is not None
+        with torch.autocast("cpu", enabled=False):
+            qkv_3NTD = qkv_BTE.view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4).reshape(3, B * n_head, T, D)
+            q_NTD, k_NTD, v_NTD = qkv_3NTD
+            probs_NTT = kernels.causal_softmax_(torch.bmm(q_NTD, k_NTD.mT), 1 / math.sqrt(D))
+            y_NTD = torch.bmm(probs_NTT, v_NTD)
+        ctx.n_head = n_head
+        ctx.save_for_backward(qkv_3NTD, probs_NTT)
+        return merge_heads(y_NTD.view(B, n_head, T, D))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        qkv_3NTD, probs_NTT = ctx.saved_tensors
+        q_NTD, k_NTD, v_NTD = qkv_3NTD
+        N, T, D = q_NTD.shape
+        B, H = N // ctx.n_head, ctx.n_head
+        kernels = kernels_for(probs_NTT)
+        assert kernels is not None
+        with torch.autocast("cpu", enabled=False):
+            grad_NTD = grads[0].view(B, T, H, D).transpose(1, 2).reshape(N, T, D)
+            grad_3NTD = torch.empty_like(qkv_3NTD)
+            torch.bmm(probs_NTT.mT, grad_NTD, out=grad_3NTD[2])
+            grad_NTT = kernels.causal_softmax_back_(probs_NTT, torch.bmm(grad_NTD, v_NTD.mT), 1 / math.sqrt(D))
+            torch.bmm(grad_NTT, k_NTD, out=grad_3NTD[0])
+            torch.bmm(grad_NTT.mT, q_NTD, out=grad_3NTD[1])
+        return grad_3NTD.view(3, B, H, T, D).permute(1, 3, 0, 2, 4).reshape(B, T, 3 * H * D), None

@@ -1,0 +1,172 @@
+"""kernels.c, compiled for this CPU at its first use: about a second, once; later runs load what was compiled.
+
+Where there is no C compiler, or it fails, cpu_kernels() is None and the callers take torch operations: the same
+mathematics in more passes through memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from storyladder.settings import PROJECT
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FOLDER = PROJECT / ".kernels"  # what was compiled; may be deleted at any time
+# No -ffast-math: it would drop NaN, which a step must see. Wide vectors: on CPUs with AVX-512 a third faster here.
+_FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"]
+_FLAGS += ["-fno-signed-zeros", "-freciprocal-math"]
+_WIDE = "-mprefer-vector-width=512"
+_COMPILE_SECONDS = 60
+_DTYPES = (torch.float32, torch.bfloat16)
+_LEVELS = 1 << 32
+
+
+class DropoutKey(ctypes.Structure):
+    """Which elements are dropped: those whose hash with the two keys is below the threshold. `Dropout` in kernels.c."""
+
+    _fields_ = (
+        ("first", ctypes.c_uint32),
+        ("second", ctypes.c_uint32),
+        ("threshold", ctypes.c_uint32),
+        ("scale", ctypes.c_float),
+    )
+
+    @classmethod
+    def of(cls, p: float, seed: int) -> DropoutKey:
+        """The key for a probability, to the nearest 2**-32, and a seed of 64 bits."""
+        threshold = round(p * _LEVELS)
+        return cls(seed % _LEVELS, seed >> 32, threshold, _LEVELS / (_LEVELS - threshold))
+
+
+class Kernels:
+    """The functions of kernels.c for contiguous CPU tensors of float32 or bfloat16."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        pointer, size, real, flag = ctypes.c_void_p, ctypes.c_long, ctypes.c_float, ctypes.c_int
+        signatures = {
+            "gelu": (pointer, pointer, pointer, size, flag),
+            "causal_softmax": (pointer, size, size, real, flag),
+            "causal_softmax_back": (pointer, pointer, size, size, real, flag),
+            "add_dropped": (pointer, pointer, pointer, size, pointer, flag),
+            "dropped": (pointer, pointer, size, pointer, flag),
+            "cross_entropy": (pointer, pointer, pointer, size, size, real, flag, flag),
+        }
+        for name, argument_types in signatures.items():
+            function = getattr(library, name)
+            function.argtypes, function.restype = argument_types, None
+        self._library = library
+
+    def gelu(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """GELU (tanh form) of x and its slope there, both of x's shape and dtype."""
+        x = x.contiguous()
+        y, slope = torch.empty_like(x), torch.empty_like(x)
+        self._library.gelu(x.data_ptr(), y.data_ptr(), slope.data_ptr(), x.numel(), _half(x))
+        return y, slope
+
+    def causal_softmax_(self, scores_NTT: Tensor, scale: float) -> Tensor:
+        """Softmax of scale * scores over the columns up to the row's, in place; the columns after it become 0."""
+        T = scores_NTT.size(-1)
+        self._library.causal_softmax(scores_NTT.data_ptr(), scores_NTT.numel() // T, T, scale, _half(scores_NTT))
+        return scores_NTT
+
+    def causal_softmax_back_(self, probs_NTT: Tensor, grad_NTT: Tensor, scale: float) -> Tensor:
+        """From the gradient of the probabilities to that of the scores, in place."""
+        T, rows = probs_NTT.size(-1), probs_NTT.numel() // probs_NTT.size(-1)
+        pointers = probs_NTT.data_ptr(), grad_NTT.data_ptr()
+        self._library.causal_softmax_back(*pointers, rows, T, scale, _half(probs_NTT))
+        return grad_NTT
+
+    def add_dropped(self, x: Tensor, y: Tensor, key: DropoutKey) -> Tensor:
+        """x + dropout(y), for x in float32."""
+        x, y = x.contiguous(), y.contiguous()
+        out = torch.empty_like(x)
+        pointers = x.data_ptr(), y.data_ptr(), out.data_ptr()
+        self._library.add_dropped(*pointers, x.numel(), ctypes.byref(key), _half(y))
+        return out
+
+    def dropped(self, y: Tensor, key: DropoutKey, dtype: torch.dtype) -> Tensor:
+        """dropout(y) of y in float32, as `dtype`."""
+        y = y.contiguous()
+        out = torch.empty_like(y, dtype=dtype)
+        self._library.dropped(y.data_ptr(), out.data_ptr(), y.numel(), ctypes.byref(key), _half(out))
+        return out
+
+    def cross_entropy_(self, scores_NV: Tensor, targets_N: Tensor, *, last_offset: float, gradient: bool) -> Tensor:
+        """Losses in nats, (N,), of scores whose last column counts `last_offset` more as an alternative.
+
+        With `gradient`, that of the losses' sum is written over the scores.
+        """
+        losses_N = torch.empty(len(scores_NV), dtype=torch.float32)
+        pointers = scores_NV.data_ptr(), targets_N.contiguous().data_ptr(), losses_N.data_ptr()
+        self._library.cross_entropy(*pointers, *scores_NV.shape, last_offset, gradient, _half(scores_NV))
+        return losses_N
+
+
+def kernels_for(x: Tensor) -> Kernels | None:
+    """The kernels, if they can take this tensor: on the CPU, float32 or bfloat16."""
+    return cpu_kernels() if x.device.type == "cpu" and x.dtype in _DTYPES else None
+
+
+@functools.cache
+def cpu_kernels() -> Kernels | None:
+    """The kernels, compiled if need be; None where that is not possible."""
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return None
+    with contextlib.suppress(OSError, subprocess.SubprocessError, AttributeError):
+        for flags in ([*_FLAGS, _WIDE], _FLAGS):  # not every compiler knows the option for wide vectors
+            path = _FOLDER / f"{_fingerprint(compiler, flags)}.so"
+            if path.exists() or _compile(compiler, flags, path):
+                return Kernels(ctypes.CDLL(str(path)))
+    return None
+
+
+def _fingerprint(compiler: str, flags: list[str]) -> str:
+    """Changes with the source, the compiler and the CPU: a folder copied to another machine compiles anew."""
+    cpu = platform.processor()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        cpu = next(line for line in lines if line.startswith(("flags", "Features")))
+    parts = (_SOURCE.read_text(encoding="utf-8"), compiler, *flags, platform.platform(), cpu, torch.__version__)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _compile(compiler: str, flags: list[str], path: Path) -> bool:
+    """Write the library to `path`, whole or not at all; whether that worked."""
+    with _scratch_beside(path) as scratch:
+        built = scratch / path.name
+        # Linked without -fopenmp: torch's own OpenMP answers the calls. A second one would bring its own threads.
+        steps = (
+            [compiler, *flags, "-c", str(_SOURCE), "-o", f"{built}.o"],
+            [compiler, "-shared", f"{built}.o", "-o", str(built)],
+        )
+        for step in steps:
+            if subprocess.run(step, capture_output=True, timeout=_COMPILE_SECONDS, check=False).returncode:
+                return False
+        ctypes.CDLL(str(built))  # raises where a symbol is missing
+        os.replace(built, path)
+    return True
+
+
+@contextlib.contextmanager
+def _scratch_beside(path: Path) -> Iterator[Path]:
+    path.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        yield Path(folder)
+
+
+def _half(x: Tensor) -> bool:
+    return x.dtype == torch.bfloat16
