@@ -152,7 +152,6 @@ def _check_best(work: Work) -> None:
         lost = str(error)
     if lost:
         work.state.forget_best()
-        work.state.evaluated_at = min(work.state.evaluated_at, work.state.step - 1)  # so that these weights may be it
         say(f"warning: {lost}; the best loss counts anew from step {work.state.step:,} on")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from judging import Reference, Verdict, check_outcome, recover
 from launcher import KILLED
-from playground import LONG, Toy, lost_checkpoint, sound_steps
+from playground import LONG, Toy, ending_of, lost_checkpoint, sound_steps
 
 VARIANT = LONG
 _FORWARDS_A_STEP = 2
@@ -31,8 +31,12 @@ def loop(kills: int, *, most_steps: int | None = None) -> Callable[[Toy, Referen
             if lost:
                 verdict.lost.append(lost)
         verdict.demand(made == kills, f"it was finished after {made} kills")
-        last = recover(toy, verdict, reference)
-        check_outcome(verdict, last, must_fire=False)
+        recover(toy, verdict, reference)
+        ending = ending_of(toy)
+        verdict.notes.append(
+            f"{kills} kills: SHA-256 of the final weights {ending.weights}, of the loss record {ending.record}; "
+            f"never killed: {reference.ending.weights}, {reference.ending.record}"
+        )
         return verdict
 
     return play
@@ -49,8 +53,10 @@ def near_patience(point: str, name: str, back: int) -> Callable[[Toy, Reference]
 
     def play(toy: Toy, reference: Reference) -> Verdict:
         verdict = Verdict()
-        count = sum(line.split()[1] == point and name in line for line in reference.trace if line.startswith("call"))
-        faults = f"{point}{'@' + name if name else ''}:{max(1, (count or 60) + 1 - back)}:kill"
+        steps = len(reference.calls("forward")) // _FORWARDS_A_STEP
+        verdict.demand(steps < dict(toy.variant.stage)["max_steps"], "patience never runs out in this toy")
+        count = len(reference.calls(f" {point} ", name))
+        faults = f"{point}{'@' + name if name else ''}:{count + 1 - back}:kill"
         first = toy.run(faults)
         check_outcome(verdict, first)
         verdict.demand(first.status == KILLED, f"status {first.status}: {first.last_error()}")

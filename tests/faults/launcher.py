@@ -76,7 +76,7 @@ class Launch:
     umask: int | None = None
     ignored: tuple[int, ...] = ()  # signals that the parent ignores, as nohup does
     prepare: str = ""  # statement run in the child before the script, as the last preparation
-    timeout: float = 60.0
+    timeout: float = 240.0  # a busy machine is no reason to call a run hung
 
 
 @dataclasses.dataclass
