@@ -340,9 +340,9 @@ def disk_cases(references: dict[str, Reference]) -> Iterator[Injection]:
     yield from errors_at_every_call(13, plain, checkpoints, ("enospc", "short"), writes=8)
     yield from errors_at_every_call(15, plain, checkpoints, ("eio", "edquot"), writes=8)
     for name in ("tiny_resume", "tiny_best", "tinystories_28M_final"):
-        for number in (1, 3, 7, 20, 40, 60):
+        for number in largest_writes(plain, name, 6):
             for action in ("flip", "lost"):
-                faults = f"write@{name}:{number}:{action}={number}"
+                faults = f"write@{name}:{number}:{action}={number}{_kill_in_next_forward(plain, name, number)}"
                 yield Injection(15, f"{faults} (found by reading back)", fault_then_again(faults))
     for name in ("rename@tiny_resume", "open@tiny_resume", "fsync@tiny_resume", "open@tiny_"):
         faults = f"{name}:1+:enospc"
@@ -373,6 +373,20 @@ def _tmpfs_full_for_good(toy: Toy, reference: Reference) -> Verdict:
             return Verdict(count=0, notes=[_NO_TMPFS])
         free = lambda toy: toy.checkpoint("ballast").unlink()  # noqa: E731
         return fault_then_again("forward:5:fill=checkpoints", statuses=(75,), between=free)(toy, reference)
+
+
+def largest_writes(reference: Reference, name: str, count: int) -> list[int]:
+    """Numbers, from 1, of the writes into a file that carry most: tensors, not the archive's small parts."""
+    sizes = [int(reference.trace[place].split()[-1]) for place in reference.calls(f" write {name}")]
+    return sorted(sorted(range(1, len(sizes) + 1), key=lambda number: sizes[number - 1])[-count:])
+
+
+def _kill_in_next_forward(reference: Reference, name: str, number: int) -> str:
+    """A fault that kills before the next save could hide what this write did; none at the end of the stage."""
+    place = reference.calls(f" write {name}")[number - 1]
+    forwards = reference.calls(" forward ")
+    before = sum(forward < place for forward in forwards)
+    return f" forward:{before + 1}:kill" if before < len(forwards) else ""
 
 
 def _stops(faults: str) -> Callable[[Toy, Reference], Verdict]:

@@ -305,8 +305,7 @@ def _arm_network(armed: Armed) -> None:
         setattr(Armed, f"_do_{action}", lambda _self, fault, *_: pending.append(fault.action))
 
     def poison(_self: Armed, _fault: Fault, *_: Any) -> None:
-        with torch.no_grad():
-            next(iter(models[-1].parameters())).view(-1)[0] = float("nan")
+        list(models[-1].parameters())[-1].data[0] = float("nan")  # a bias: no gradient needs it, so the step is applied
 
     models: list[Any] = []
     Armed._do_poison = poison

@@ -48,7 +48,7 @@ class Outcome:
     @property
     def said(self) -> bool:
         """Whether the user was told that something went wrong, in words or by the exit status."""
-        return self.status != 0 or "warning" in self.stderr.lower() or "skipped" in self.stderr
+        return self.status != 0 or any(word in self.stderr.lower() for word in ("warning", "skipped", "back to step"))
 
     @property
     def has_traceback(self) -> bool:
