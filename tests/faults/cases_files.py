@@ -115,8 +115,9 @@ def kill_loop_cases() -> Iterator[Injection]:
     for kills in (1, 10, 50):
         yield Injection(2, f"{kills} random kills in 2,000 steps", kill_loop.loop(kills), kill_loop.VARIANT)
     yield Injection(2, "5 random kills in 60 steps", kill_loop.loop(5, most_steps=14), STEADY, fast=True)
-    for point, name in (("evaluate", ""), ("write", "tiny_best"), ("rename", "tiny_best"), ("open", "tiny.jsonl")):
-        for back in range(1, 9):
+    calls = (("evaluate", "", 8), ("write", "tiny_best", 8), ("rename", "tiny_best", 2), ("open", "tiny.jsonl", 8))
+    for point, name, count in calls:
+        for back in range(1, count + 1):
             play = kill_loop.near_patience(point, name, back)
             words = f"early stopping: kill at the {back}. {point} {name} from the end"
             yield Injection(2, words, play, PATIENCE, fast=point == "evaluate" and back == 2)

@@ -9,6 +9,8 @@ from judging import Reference, Verdict, check_outcome, recover
 from launcher import KILLED
 from playground import LONG, Toy, ending_of, lost_checkpoint, sound_steps
 
+from storyladder.runtime.run_log import read_records
+
 VARIANT = LONG
 _FORWARDS_A_STEP = 2
 _SEED = 2024
@@ -48,6 +50,12 @@ def _no_generation(toy: Toy, trace: list[str]) -> str | None:
     return "tiny_resume.pt" if began and not any("resume" in name for name in names) else None
 
 
+def _evaluations_without_improvement(toy: Toy) -> int:
+    records = [each for each in read_records(toy.root / "runs" / "tiny.jsonl") if each["event"] == "evaluation"]
+    best = max(number for number, record in enumerate(records) if record["best"])
+    return len(records) - 1 - best
+
+
 def near_patience(point: str, name: str, back: int) -> Callable[[Toy, Reference], Verdict]:
     """Kill at the `back`-th call from the end, where evaluations without improvement are being counted."""
 
@@ -60,6 +68,9 @@ def near_patience(point: str, name: str, back: int) -> Callable[[Toy, Reference]
         first = toy.run(faults)
         check_outcome(verdict, first)
         verdict.demand(first.status == KILLED, f"status {first.status}: {first.last_error()}")
+        if point == "evaluate":  # of the last evaluation
+            left = dict(toy.variant.stage)["patience"] - _evaluations_without_improvement(toy)
+            verdict.demand(left == 1, f"killed with {left} evaluations of patience left, not with one")
         recover(toy, verdict, reference)
         return verdict
 
