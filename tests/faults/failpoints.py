@@ -29,6 +29,7 @@ import shutil
 import signal
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,10 @@ class Armed:
 
     def _do_sleep(self, fault: Fault, *_: Any) -> None:
         time.sleep(float(fault.value))
+
+    def _do_timer(self, fault: Fault, *_: Any) -> None:
+        """SIGKILL some seconds later, wherever the process is then."""
+        threading.Timer(float(fault.value), os.kill, (os.getpid(), signal.SIGKILL)).start()
 
     def _do_clock(self, fault: Fault, *_: Any) -> None:
         self.clock_offset += float(fault.value)

@@ -17,7 +17,7 @@ _SEED = 2024
 
 
 def loop(kills: int, *, most_steps: int | None = None) -> Callable[[Toy, Reference], Verdict]:
-    """SIGKILL from outside, a random time after a random step, `kills` times."""
+    """SIGKILL a random time after a random step, `kills` times."""
 
     def play(toy: Toy, reference: Reference) -> Verdict:
         verdict, choice = Verdict(), random.Random(_SEED + kills)
@@ -25,7 +25,7 @@ def loop(kills: int, *, most_steps: int | None = None) -> Callable[[Toy, Referen
         made = 0
         for _ in range(kills):
             forward = choice.randint(1, steps * _FORWARDS_A_STEP)
-            outcome = toy.run(f"forward:{forward}:tell", kill_after=choice.uniform(0, 0.03), timeout=600)
+            outcome = toy.run(f"forward:{forward}:timer={choice.uniform(0, 0.03):.4f}", timeout=600)
             if outcome.status != KILLED:
                 break
             made += 1

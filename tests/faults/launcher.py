@@ -69,7 +69,6 @@ class Launch:
     arguments: tuple[str, ...]
     root: Path
     faults: str = ""
-    kill_after: float | None = None  # seconds after the child told to be there (action `tell`), else after its start
     environment: tuple[tuple[str, str], ...] = ()
     file_limit: int | None = None  # RLIMIT_FSIZE, bytes
     obey_permissions: bool = False  # root ignores read-only folders unless it gives up that right
@@ -90,13 +89,8 @@ class Running:
     began: float
 
     def wait(self) -> Outcome:
-        """How it ended; kills it where that was asked for, or where it hangs."""
+        """How it ended; kills it where it hangs."""
         with contextlib.closing(os.fdopen(self.told, "rb", buffering=0)):
-            if self.launch.kill_after is not None:
-                self.wait_until_told()
-                time.sleep(self.launch.kill_after)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)
             status = _wait(self.pid, self.launch.timeout)
         texts = [file.read_text(encoding="utf-8", errors="replace") if file.exists() else "" for file in self.files]
         trace = texts[2].splitlines()
