@@ -149,7 +149,8 @@ def _be_the_child(launch: Launch, files: list[Path], tell: int) -> None:
         for descriptor, path in ((1, files[0]), (2, files[1])):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP):  # this very run may have been started with nohup
+            signal.signal(number, signal.SIG_DFL)
         for number in launch.ignored:
             signal.signal(number, signal.SIG_IGN)
         os.environ.update(dict(launch.environment))
