@@ -25,12 +25,22 @@ from storyladder.learning.schedule import lr_at
 from storyladder.learning.step import StepResult
 from storyladder.planning import fit_to_minutes, measure_speed, plan_lines, refit, seconds_left
 from storyladder.recovery import note_skipped, note_spike, roll_back, step_within_memory, weights_are_finite
-from storyladder.runtime.checkpoint import Payload, save_checkpoint
+from storyladder.runtime.checkpoint import (
+    Loaded,
+    Payload,
+    load_checkpoint,
+    previous_of,
+    put_aside,
+    save_checkpoint,
+)
 from storyladder.runtime.distributed import ALONE, Group, joined_group
 from storyladder.runtime.errors import (
+    CheckpointError,
+    DamagedCheckpoint,
     DataError,
     Interrupted,
     OthersFailed,
+    OutOfMemory,
     PeerLost,
     SaveFailed,
     TrainingFailed,
@@ -86,9 +96,21 @@ def _say_finished(run: StageRun, files: StageFiles) -> None:
         f"Start it over with {_command(run, run.stage.name)} --fresh"
     )
     if loaded.path != files.result:
-        save_checkpoint(files.result, loaded.payload, keep_previous=False)
-        say(f"{files.result.name} was written anew from {loaded.path.name}")
+        _write_result_anew(files, loaded)
     files.forget_resume_state()
+
+
+def _write_result_anew(files: StageFiles, best: Loaded) -> None:
+    """Put the best weights in the place of a damaged result, which is kept aside."""
+    aside = put_aside(files.result)
+    try:
+        save_checkpoint(files.result, best.payload, keep_previous=False)
+    except OSError as error:
+        raise SaveFailed(
+            f"{files.result} is damaged and could not be written anew ({error.strerror}); the weights are safe in "
+            f"{best.path}. Make room, then run the same command again"
+        ) from None
+    say(f"{files.result.name} was written anew from {best.path.name}; the damaged one is kept as {aside.name}")
 
 
 def _set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Work:
@@ -106,6 +128,7 @@ def _set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gr
         group.first(lambda: _set_aside(work))
     work.state.micro_batch_size = work.micro_batch_size
     _check_windows(work)
+    _check_best(work)
     work.log.keep_until(work.state.step, evaluated_at=work.state.evaluated_at)
     record_start(work)
     return work
@@ -123,13 +146,29 @@ def _check_windows(work: Work) -> None:
     """Where evaluations read something else than before, the best so far counts anew; its weights are kept aside."""
     windows = f"{len(work.windows)} of {work.data.val.fingerprint}"
     if work.state.windows not in ("", windows):
-        work.state.best_loss, work.state.best_step, work.state.bad_evals = float("inf"), -1, 0
+        work.state.forget_best()
         work.state.evaluated_at = -1
         aside = work.files.best.with_suffix(".other_windows.pt")
         if work.group.is_first and work.files.best.exists():
             os.replace(work.files.best, aside)
         say(f"validation reads other text than before: the best loss counts anew, {aside.name} keeps the best weights")
     work.state.windows = windows
+
+
+def _check_best(work: Work) -> None:
+    """Best weights that were lost since the last save are told now and count anew, not missed at the end."""
+    if work.state.best_step < 0:
+        return
+
+    def what_is_lost() -> str:
+        try:
+            return "" if load_checkpoint(work.files.best) else f"{work.files.best} is gone"
+        except DamagedCheckpoint as error:
+            return str(error)
+
+    if lost := work.group.first(what_is_lost):
+        work.state.forget_best()
+        say(f"warning: {lost}; the best loss counts anew from step {work.state.step:,} on")
 
 
 def _loop(work: Work, progress: Progress) -> None:
@@ -151,7 +190,7 @@ def _loop(work: Work, progress: Progress) -> None:
         tick = time.perf_counter()
         try:
             result = step_within_memory(work, progress.say, step=state.step)
-        except (DataError, OthersFailed, PeerLost):  # nothing has moved yet
+        except (DataError, OutOfMemory, OthersFailed, PeerLost):  # nothing has moved yet
             first, work.group = work.group.is_first, ALONE
             if first and weights_are_finite(work):
                 _save(work)
@@ -204,7 +243,6 @@ def _out_of_patience(work: Work) -> bool:
 def _note_evaluation(work: Work, progress: Progress) -> None:
     """Measure, count, record, and keep the weights if they are the best so far. A signal ends it without a verdict."""
     state, tick = work.state, time.perf_counter()
-    before = (state.best_loss, state.best_step)
     try:
         measured = evaluate_now(work, work.windows)
     except Interrupted:
@@ -227,12 +265,15 @@ def _note_evaluation(work: Work, progress: Progress) -> None:
         f"bits/byte {measured.bits_per_byte:.3f}{' (best)' if best else patience}"
     )
     if best:
-
-        def payload() -> Payload:
-            return {**_payload(work), "val_loss": state.best_loss, "train_seconds": state.train_seconds}
-
-        if not _save_file(work, work.files.best, payload, keep_previous=False):
-            state.best_loss, state.best_step = before  # what is on disk
+        # Only the first process of a group packs and writes them; the others know that there are some.
+        work.unsaved_best = {}
+        if work.group.is_first:
+            work.unsaved_best = {
+                **_payload(work),
+                "val_loss": state.best_loss,
+                "train_seconds": state.train_seconds,
+            }
+        _save_best(work)
     work.evaluation_seconds = time.perf_counter() - tick
     refit(work)
 
@@ -272,8 +313,19 @@ def _save_or_roll_back(work: Work, progress: Progress) -> None:
         roll_back(work, progress, "weights were not finite")
 
 
+def _save_best(work: Work) -> bool:
+    """Write the best weights if they are not on the disk yet; False if it refused. They are kept for the next try."""
+    best = work.unsaved_best
+    if best is not None and _save_file(work, work.files.best, lambda: best, keep_previous=False):
+        work.unsaved_best = None
+    return work.unsaved_best is None
+
+
 def _save(work: Work) -> bool:
     """Write the resume state; False if the disk refused."""
+    work.saved_at = time.monotonic()
+    if not _save_best(work):
+        return False  # a state that counts on best weights which are not on the disk could not be gone on from
 
     def payload() -> Payload:
         return {
@@ -283,9 +335,7 @@ def _save(work: Work) -> bool:
             "progress": dataclasses.asdict(work.state),
         }
 
-    saved = _save_file(work, work.files.resume, payload, keep_previous=True)
-    work.saved_at = time.monotonic()
-    return saved
+    return _save_file(work, work.files.resume, payload, keep_previous=True)
 
 
 def _save_file(work: Work, path: Path, payload: Callable[[], Payload], *, keep_previous: bool) -> bool:
@@ -309,12 +359,17 @@ def _save_file(work: Work, path: Path, payload: Callable[[], Payload], *, keep_p
     work.failed_saves += 1
     say(f"\nwarning: {path.name} could not be saved ({why}); going on")
     if work.failed_saves >= _FAILED_SAVES_TO_STOP:
-        good = next((str(file) for file in (work.files.resume, work.files.best) if file.exists()), "none")
-        raise SaveFailed(
-            f"{work.failed_saves} saves in a row failed ({why}); the last good file is {good}. "
-            f"Make room, then run {_command(work.run, work.stage.name)} again"
-        )
+        raise SaveFailed(f"{work.failed_saves} saves in a row failed ({why}); {_what_is_left(work)}")
     return False
+
+
+def _what_is_left(work: Work) -> str:
+    """The last good file, and what to type once there is room again."""
+    states = [file for file in (work.files.resume, previous_of(work.files.resume)) if file.exists()]
+    good = next((str(file) for file in (*states, work.files.best) if file.exists()), "none")
+    # Without any resume state the stage can only begin anew, and best weights are never trained over unasked.
+    flag = "" if states or good == "none" else " --fresh"
+    return f"the last good file is {good}. Make room, then run {_command(work.run, work.stage.name)}{flag} again"
 
 
 def _leave(work: Work) -> None:
@@ -328,14 +383,10 @@ def _leave(work: Work) -> None:
 def _finish(work: Work) -> None:
     """Give the best weights their final name and say what is next."""
     state = work.state
-    best = load_for_all(work.group, work.files.best)
-    if best is None:
-        raise TrainingFailed(
-            f"stage {work.stage.name} ended at step {state.step:,} without best weights: no validation "
-            f"loss was finite; run {_command(work.run, work.stage.name)} --fresh, with a lower max_lr in config.py"
-        )
-    payload = best.payload
-    if not _save_file(work, work.files.result, lambda: payload, keep_previous=False):
+    if not _save_best(work):
+        raise SaveFailed(f"{work.files.best} could not be written; {_what_is_left(work)}")
+    best = _best_weights(work)
+    if not _save_file(work, work.files.result, lambda: best.payload, keep_previous=False):
         raise SaveFailed(
             f"{work.files.result} could not be written; the weights are safe in {work.files.best}. "
             f"Make room, then run {_command(work.run, work.stage.name)} again"
@@ -360,6 +411,25 @@ def _finish(work: Work) -> None:
     following = names[names.index(work.stage.name) + 1 :]
     last = work.run.ladder.command("generate.py") + ' --prompt "Once upon a time"'
     print(f"next: {_command(work.run, following[0]) if following else last}")
+
+
+def _best_weights(work: Work) -> Loaded:
+    """The best weights of a stage that is at its end."""
+    again = _command(work.run, work.stage.name)
+    if work.state.best_step < 0:
+        raise TrainingFailed(
+            f"stage {work.stage.name} ended at step {work.state.step:,} without best weights: no validation "
+            f"loss was finite; run {again} --fresh, with a lower max_lr in config.py"
+        )
+    try:
+        best = load_for_all(work.group, work.files.best)
+    except DamagedCheckpoint as error:
+        raise CheckpointError(f"{error}; run {again} again, which counts the best anew from its last save on") from None
+    if best is None:
+        raise CheckpointError(
+            f"{work.files.best} is gone; run {again} again, which counts the best anew from its last save on"
+        )
+    return best
 
 
 def _command(run: StageRun, stage_name: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from storyladder.learning.step import StepResult
-from storyladder.runtime.errors import TrainingFailed
+from storyladder.runtime.errors import OutOfMemory, TrainingFailed
 from storyladder.runtime.machine import is_out_of_memory
 from storyladder.runtime.progress import Progress
 from storyladder.stage_files import TrainState
@@ -28,13 +28,18 @@ _SPIKE_FROM = 50  # steps before there is a mean to speak of
 
 
 def step_within_memory(work: Work, tell: Callable[[str], None], *, step: int) -> StepResult:
-    """Train a step; when memory runs out, once more with half the micro-batch, down to one sequence."""
+    """Train a step; when memory runs out, once more with half the micro-batch; OutOfMemory below one sequence."""
     while True:
         try:
             return step_now(work, step=step)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error) or work.micro_batch_size == 1:
+            if not is_out_of_memory(error):
                 raise
+            if work.micro_batch_size == 1:
+                raise OutOfMemory(
+                    "out of memory with one sequence at once; close what else uses the memory and run the same command "
+                    "again, or train a smaller model (config.py)"
+                ) from None
         share = work.stage.batch_size // work.group.world_size
         smaller = next(n for n in range(work.micro_batch_size // 2, 0, -1) if share % n == 0)
         tell(f"out of memory with {work.micro_batch_size} sequences at once; going on with {smaller}")
@@ -79,7 +84,7 @@ def roll_back(work: Work, progress: Progress, why: str) -> None:
     good.skipped_steps = bad.skipped_steps
     good.train_seconds = bad.train_seconds
     good.micro_batch_size = bad.micro_batch_size
-    good.best_loss, good.best_step = bad.best_loss, bad.best_step  # of the file that is on disk
+    good.best_loss, good.best_step = bad.best_loss, bad.best_step  # of the weights that are kept
     good.batch_offset = bad.batch_offset + bad.step - good.step
     for field in dataclasses.fields(TrainState):  # the loop holds this very object
         setattr(work.state, field.name, getattr(good, field.name))

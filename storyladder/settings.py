@@ -118,7 +118,7 @@ class StageConfig:
     eval_interval: int = 2_000  # optimizer steps
     val_windows: int | None = None  # windows of context_length read by an evaluation; None: the whole file
     patience: int | None = None  # evaluations without improvement before the stage ends; None: never
-    save_interval: int = 2_000  # optimizer steps between resume states
+    save_interval: int = 10_000  # optimizer steps between resume states: two seconds of saving, seldom enough for a GPU
     save_minutes: float = 10.0  # and at least this often
     log_interval: int = 10  # optimizer steps between records
     compact_vocabulary: bool = True  # tokens that the text never uses share one row while training; same mathematics

@@ -58,6 +58,10 @@ class TrainState:
         self.bad_evals += 1
         return False
 
+    def forget_best(self) -> None:
+        """Let the best loss count anew: what it was measured on, or the weights that had it, are gone."""
+        self.best_loss, self.best_step, self.bad_evals = float("inf"), -1, 0
+
 
 @dataclasses.dataclass(frozen=True)
 class StageFiles:
@@ -105,10 +109,14 @@ def load_result(ladder: Ladder, stage: StageConfig) -> Loaded | None:
     try:
         return Loaded(read_checkpoint(files.result), files.result, [])
     except DamagedCheckpoint as error:
-        if not files.best.exists():
+        try:
+            best = read_checkpoint(files.best)
+        except CheckpointError as too:
             again = ladder.command(script_of(stage.name))
-            raise CheckpointError(f"{error}; train the stage again: {again} --fresh") from None
-        return Loaded(read_checkpoint(files.best), files.best, [f"{error}; using {files.best.name} in its place"])
+            raise CheckpointError(
+                f"{error}; {too}; put a copy back, or train the stage again: {again} --fresh"
+            ) from None
+        return Loaded(best, files.best, [f"{error}; using {files.best.name} in its place"])
 
 
 def script_of(stage_name: str) -> str:
@@ -172,9 +180,35 @@ def unpack_optimizer(
         optimizer.state[parameter] = {"step": counter, **on_device}
 
 
+def check_content(payload: Payload, path: Path) -> None:
+    """CheckpointError unless what is printed of a checkpoint, and computed with, is of its type, whoever wrote it."""
+    val_loss, weights = payload.get("val_loss"), payload.get("model")
+    plain = {
+        "stage": isinstance(payload.get("stage"), str) and payload["stage"].isidentifier(),
+        "step": isinstance(payload.get("step"), int),
+        "val_loss": isinstance(val_loss, (int, float)) or (val_loss is None and "progress" in payload),
+        "model": isinstance(weights, dict)
+        and all(isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in weights.values()),
+    }
+    if wrong := [name for name, right in plain.items() if not right]:
+        raise CheckpointError(f"{path} is no checkpoint of a stage: its {', '.join(wrong)} cannot be meant")
+
+
+def _says_how_it_was_trained(payload: Payload) -> bool:
+    settings = payload.get("settings")
+    if not (isinstance(settings, dict) and isinstance(settings.get("model"), dict)):
+        return False
+    stages = settings.get("stages")
+    known = isinstance(stages, list) and bool(stages) and all(isinstance(stage, dict) for stage in stages)
+    return known and isinstance(payload.get("data"), dict) and isinstance(payload.get("seen_tokens"), Tensor)
+
+
 def check_shapes(payload: Payload, path: Path, model: ModelConfig) -> None:
     """CheckpointError if the weights are not those of this model, before anything is built."""
-    theirs = payload.get("settings", {}).get("model", {})
+    check_content(payload, path)
+    if not _says_how_it_was_trained(payload):
+        raise CheckpointError(f"{path} does not say how it was trained; put another copy in its place")
+    theirs = payload["settings"]["model"]
     ours = dataclasses.asdict(model)
     different = [
         f"{name} is {theirs.get(name)} there and {value} in config.py"
@@ -186,7 +220,7 @@ def check_shapes(payload: Payload, path: Path, model: ModelConfig) -> None:
             f"{path} holds a model of another shape: {'; '.join(different)}; "
             "set config.py back, or start the ladder over with --fresh (or under a new preset name)"
         )
-    embedding = payload.get("model", {}).get(EMBEDDING)
+    embedding = payload["model"].get(EMBEDDING)
     if not isinstance(embedding, Tensor) or tuple(embedding.shape) != (model.vocab_size, model.n_embd):
         raise CheckpointError(f"{path} lacks the weights {EMBEDDING} of {model.vocab_size} x {model.n_embd}")
 

@@ -108,6 +108,7 @@ class Work:
     seconds_between: float = 0.0  # taken by records and saves between them
     evaluation_seconds: float = 0.0  # of the last one
     failed_saves: int = 0
+    unsaved_best: Payload | None = None  # best weights that the disk has refused so far
 
 
 def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Work:
@@ -275,6 +276,11 @@ def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
     resume = None if run.fresh else _own_resume_state(run, files)
     if resume is not None:
         say_all(resume.notes)
+        if resume.payload.get("stage") != run.stage.name:
+            raise CheckpointError(
+                f"{resume.path} belongs to stage {resume.payload.get('stage')!r} and not to {run.stage.name}; put the "
+                f"right file back, or start over with --fresh, which keeps this one aside"
+            )
         check_shapes(resume.payload, resume.path, run.ladder.model)
         changes = changes_since(resume.payload, run.ladder, run.stage, data.fingerprints)
         if changes and not run.accept_changes:
@@ -282,7 +288,13 @@ def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
                 f"since {resume.path.name} was saved, {'; '.join(changes)}. Set it back, or go on with "
                 "--accept-changes, or start over with --fresh"
             )
-        state = TrainState(**resume.payload["progress"])
+        try:
+            state = TrainState(**resume.payload["progress"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{resume.path} does not say where the stage stands ({error}): another version wrote it, or it is no "
+                "resume state; put the right file back, or start over with --fresh, which keeps this one aside"
+            ) from None
         if changes:
             state.fitted = {}  # the schedule of config.py is what the user asks for now
         if resume.notes:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import os
 import pickle
 import random
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import zipfile
@@ -219,6 +222,56 @@ def test_a_folder_in_the_place_of_a_checkpoint_is_set_aside_like_a_damaged_one(t
     loaded = load_checkpoint(path)
     assert loaded is not None and loaded.payload["progress"]["step"] == 1
     assert (tmp_path / "x.pt.corrupt").is_dir()
+
+
+def test_a_refused_renaming_leaves_the_old_files_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.pt"
+    save(path, 1)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="Input/output"):
+        save(path, 2)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
+    assert read_checkpoint(path)["progress"]["step"] == 1
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
+def test_a_disk_that_refuses_to_sync_the_folder_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, told: bool
+) -> None:
+    """EINVAL is what file systems say that know no such call."""
+    real = os.fsync
+
+    def faulty(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", faulty)
+    with pytest.raises(OSError, match=os.strerror(number)) if told else contextlib.nullcontext():
+        save(tmp_path / "x.pt")
+
+
+def test_a_small_file_that_promises_large_tensors_is_refused_before_they_are_copied(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    header = {"format": "storyladder checkpoint", "format_version": 1, "digest": "0" * 64}
+    torch.save({**header, "w": torch.zeros(1).expand(10**6, 10**6)}, path)
+    with pytest.raises(CheckpointError, match="tensors are larger than the file"):
+        read_checkpoint(path)
+
+
+def test_content_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    content: dict[str, Any] = {"format": "storyladder checkpoint", "format_version": 1, "digest": "0" * 64}
+    content["again"] = content
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"x\.pt is damaged"):
+        read_checkpoint(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -23,7 +24,7 @@ from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.schedule import lr_at
 from storyladder.learning.vocabulary import start_rows_equal
 from storyladder.runtime.checkpoint import load_checkpoint, previous_of, read_checkpoint, save_checkpoint
-from storyladder.runtime.errors import CheckpointError, Interrupted, SaveFailed, TrainingFailed, UserError
+from storyladder.runtime.errors import CheckpointError, Interrupted, OutOfMemory, SaveFailed, TrainingFailed, UserError
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, ModelConfig
 from storyladder.stage_files import StageFiles
@@ -456,33 +457,140 @@ def test_best_weights_without_result_or_resume_state_are_never_trained_over(toy_
     assert files.best.read_bytes() == best
 
 
-def test_best_weights_that_could_not_be_saved_are_not_counted_as_best(toy_data: Ladder) -> None:
-    """The save at step 3 fails; step 4 is worse than that, but better than step 0, which is on disk."""
+@pytest.mark.parametrize("max_steps", [3, 4])
+def test_best_weights_that_the_disk_refused_are_kept_and_saved_at_the_next_chance(
+    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch, max_steps: int
+) -> None:
+    """The save at step 3 fails. Step 4 is worse than that; without step 4 the end of the stage is the next chance."""
     files = StageFiles.of(toy_data, toy_data.stage("tiny"))
-    partial = files.best.with_suffix(".partial")
+    real, saves = os.replace, 0
 
-    class Blocking(GPT):
+    def refuse_the_second(source: Path, target: Path) -> None:
+        nonlocal saves
+        saves += target == files.best
+        if target == files.best and saves == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    class WorseAtTheEnd(GPT):
         forwards = 0
 
         def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
-            if self.training:
-                Blocking.forwards += 1
-                if Blocking.forwards == 1:
-                    partial.mkdir()
-                if Blocking.forwards == MICROS * 3 + 1:
-                    partial.rmdir()
-            last_evaluation = Blocking.forwards == MICROS * 4 and not self.training
-            return super().hidden(idx_BT, cache) * (0.5 if last_evaluation else 1.0)
+            WorseAtTheEnd.forwards += self.training
+            end = WorseAtTheEnd.forwards == MICROS * 4 and not self.training
+            return super().hidden(idx_BT, cache) * (0.5 if end else 1.0)
 
-    ladder = with_stage(toy_data, max_steps=4, min_lr=0.0, eval_interval=3, max_lr=1e-2)
-    train_stage(run_of(ladder), Blocking)
+    monkeypatch.setattr(os, "replace", refuse_the_second)
+    ladder = with_stage(toy_data, max_steps=max_steps, min_lr=0.0, eval_interval=3, max_lr=1e-2, save_interval=100)
+    train_stage(run_of(ladder), WorseAtTheEnd)
     records = read_records(files.record)
     assert [record["file"] for record in records if record["event"] == "save failed"] == ["tiny_best.pt"]
     losses = {record["step"]: record["val_loss"] for record in records if record["event"] == "evaluation"}
     result = read_checkpoint(files.result)
-    assert losses[3] < losses[4] < losses[0]
-    assert result["step"] == 4 and result["val_loss"] == losses[4]
-    assert records[-1]["best_step"] == 4
+    assert losses[3] == min(losses.values())
+    assert result["step"] == 3 and result["val_loss"] == losses[3]
+    assert records[-1]["best_step"] == 3
+
+
+def test_no_resume_state_counts_on_best_weights_that_are_not_on_the_disk(toy_data: Ladder, tmp_path: Path) -> None:
+    """Best weights cannot be written from step 1 on: it stops with 75, and goes on as if it had never been stopped."""
+    whole, full = elsewhere(toy_data, tmp_path, "whole"), elsewhere(toy_data, tmp_path, "full")
+    ladders = [with_stage(ladder, save_interval=1, max_steps=8) for ladder in (whole, full)]
+    files = [StageFiles.of(ladder, ladder.stage("tiny")) for ladder in ladders]
+    train_stage(run_of(ladders[0]), GPT)
+
+    class Blocking(GPT):
+        def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+            if self.training:
+                files[1].best.with_suffix(".partial").mkdir(exist_ok=True)
+            return super().hidden(idx_BT, cache)
+
+    with pytest.raises(SaveFailed, match=r"the last good file is .*tiny_resume\.pt.*run python train_tiny\.py again"):
+        train_stage(run_of(ladders[1]), Blocking)
+    assert read_checkpoint(files[1].resume)["progress"]["evaluated_at"] == 0
+    files[1].best.with_suffix(".partial").rmdir()
+    train_stage(run_of(ladders[1]), GPT)
+    assert_equal(plain_state(files[0].result), plain_state(files[1].result))
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "a folder"])
+def test_best_weights_that_are_lost_are_told_at_once_and_the_best_counts_anew(
+    toy_data: Ladder, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    """No evaluation ever beats the first, so the best weights are never written again by themselves."""
+    ladder = never_improving(toy_data, patience=3)
+    interrupt_in_step(ladder, 4)
+    files = StageFiles.of(ladder, ladder.stage("tiny"))
+    content = files.best.read_bytes()
+    files.best.unlink()
+    if harm == "cut":
+        files.best.write_bytes(content[:-500])
+    if harm == "a folder":
+        files.best.mkdir()
+    train_stage(run_of(ladder), GPT)
+    assert "the best loss counts anew from step 5" in capsys.readouterr().err
+    assert files.best.with_name("tiny_best.pt.corrupt").exists() == (harm != "missing")
+    evaluations = [record for record in read_records(files.record) if record["event"] == "evaluation"]
+    assert [(record["step"], record["best"]) for record in evaluations] == [
+        (0, True), (2, False), (4, False), (6, True), (8, False), (10, False), (12, False),
+    ]  # fmt: skip
+    assert read_checkpoint(files.result)["step"] == 6
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut"])
+def test_best_weights_that_vanish_while_training_end_in_a_line_that_helps(toy_data: Ladder, harm: str) -> None:
+    ladder = with_stage(never_improving(toy_data, patience=3), save_interval=3)
+    files = StageFiles.of(ladder, ladder.stage("tiny"))
+
+    class Vanishing(GPT):
+        forwards = 0
+
+        def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+            Vanishing.forwards += self.training
+            if Vanishing.forwards == MICROS * 3 and self.training:
+                files.best.write_bytes(b"") if harm == "cut" else files.best.unlink()
+            return super().hidden(idx_BT, cache)
+
+    with pytest.raises(CheckpointError, match=r"tiny_best\.pt.*run python train_tiny\.py again"):
+        train_stage(run_of(ladder), Vanishing)
+    train_stage(run_of(ladder), GPT)
+    assert files.result.exists()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_folder_in_the_place_of_the_result_is_put_aside(
+    toy_data: Ladder, capsys: pytest.CaptureFixture[str], full: bool
+) -> None:
+    train_stage(run_of(toy_data), GPT)
+    files = StageFiles.of(toy_data, toy_data.stage("tiny"))
+    good = plain_state(files.result)
+    files.result.unlink()
+    files.result.mkdir()
+    if full:
+        files.result.with_suffix(".partial").mkdir()
+        with pytest.raises(SaveFailed, match=r"the weights are safe in .*tiny_best\.pt"):
+            train_stage(run_of(toy_data), GPT)
+        return
+    train_stage(run_of(toy_data), GPT)
+    assert "kept as tinystories_28M_final.pt.corrupt" in capsys.readouterr().err
+    assert_equal(plain_state(files.result), good)
+
+
+def test_a_resume_state_of_another_stage_is_refused(toy_data: Ladder) -> None:
+    interrupt_in_step(toy_data, 1)
+    resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
+    save_checkpoint(resume, {**read_checkpoint(resume), "stage": "children"}, keep_previous=False)
+    with pytest.raises(CheckpointError, match=r"belongs to stage 'children' and not to tiny"):
+        train_stage(run_of(toy_data, accept_changes=True), GPT)
+
+
+def test_a_resume_state_of_another_version_is_refused(toy_data: Ladder) -> None:
+    interrupt_in_step(toy_data, 1)
+    resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
+    payload = read_checkpoint(resume)
+    save_checkpoint(resume, {**payload, "progress": payload["progress"] | {"moon": 1}}, keep_previous=False)
+    with pytest.raises(CheckpointError, match=r"does not say where the stage stands .*moon"):
+        train_stage(run_of(toy_data), GPT)
 
 
 def test_changed_data_are_refused(toy_data: Ladder, write_toy_tokens: Callable[..., Path]) -> None:
@@ -522,7 +630,7 @@ def test_three_failed_saves_in_a_row_stop_with_status_75_and_the_last_good_file(
     files = StageFiles.of(ladder, ladder.stage("tiny"))
     partial = files.resume.with_suffix(".partial")
     partial.mkdir(parents=True)
-    with pytest.raises(SaveFailed, match=r"tiny_best\.pt") as stop:
+    with pytest.raises(SaveFailed, match=r"tiny_best\.pt.*run python train_tiny\.py --fresh again") as stop:
         train_stage(run_of(ladder), GPT)
     assert stop.value.exit_status == 75
 
@@ -644,6 +752,23 @@ def test_out_of_memory_halves_the_micro_batch_and_the_mathematics_stays(toy_data
         losses.append([record["train_loss"] for record in records if record["event"] == "train"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
     assert [record["micro_batch_size"] for record in records if record["event"] == "out of memory"] == [1]
+
+
+def test_memory_that_is_out_for_good_saves_and_stops_with_status_75(toy_data: Ladder) -> None:
+    class Smaller(GPT):
+        forwards = 0
+
+        def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+            Smaller.forwards += self.training
+            if Smaller.forwards > MICROS * 3:
+                raise MemoryError
+            return super().hidden(idx_BT, cache)
+
+    ladder = with_stage(toy_data, save_interval=100)
+    with pytest.raises(OutOfMemory, match="one sequence at once; close") as stop:
+        train_stage(run_of(ladder), Smaller)
+    assert stop.value.exit_status == 75
+    assert read_checkpoint(StageFiles.of(ladder, ladder.stage("tiny")).resume)["progress"]["step"] == 3
 
 
 def test_a_token_file_cut_while_in_use_ends_the_stage_with_a_clear_line_and_a_save(toy_data: Ladder) -> None:

@@ -24,6 +24,7 @@ STATUS = {
     "SaveFailed": 75,
     "TrainingFailed": 70,
     "PeerLost": 75,
+    "OutOfMemory": 75,
 }
 MANY_LINES = """
 from storyladder.runtime.errors import user_errors

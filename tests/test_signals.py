@@ -109,14 +109,16 @@ def test_a_hangup_whose_terminal_is_gone_still_lets_the_program_save() -> None:
     assert (process.returncode, out) == (129, "asked by 1\n")
 
 
-def test_nohup_keeps_its_promise() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
+    """nohup ignores SIGHUP; a shell script ignores SIGINT for what it puts into the background."""
+    before = signal.signal(number, signal.SIG_IGN)
     try:
         with stop_on_signals() as stop:
-            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(number)
             assert not stop.requested
             signal.raise_signal(signal.SIGTERM)
             assert stop.requested
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(number) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)

@@ -89,6 +89,10 @@ def test_a_smaller_compact_vocabulary_unfolds_the_tokens_that_a_later_stage_meet
 
 def payload_of(ladder: Ladder) -> dict[str, object]:
     return {
+        "stage": "children",
+        "step": 3,
+        "val_loss": 1.5,
+        "seen_tokens": torch.ones(ladder.model.vocab_size, dtype=torch.uint8),
         "settings": plain_settings(ladder, ladder.stage("children"), []),
         "data": {"train_ch.bin": "a", "val_ch.bin": "b"},
         "model": {"transformer.wte.weight": torch.zeros(ladder.model.vocab_size, ladder.model.n_embd)},
@@ -121,6 +125,32 @@ def test_another_shape_is_refused_with_both_numbers(toy_ladder: Ladder, tmp_path
     without = {**payload_of(toy_ladder), "model": {}}
     with pytest.raises(CheckpointError, match="lacks the weights"):
         check_shapes(without, tmp_path / "x.pt", toy_ladder.model)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"stage": "\x1b[2J"},
+        {"stage": 3},
+        {"step": "x"},
+        {"val_loss": "y"},
+        {"val_loss": None},
+        {"model": [1, 2]},
+        {"model": {"w": 3}},
+        {"model": {"w": torch.zeros(2, dtype=torch.int64)}},
+        {"settings": []},
+        {"settings": {"model": {}}},
+        {"settings": {"model": {}, "stages": [3]}},
+        {"seen_tokens": None},
+    ],
+)
+def test_a_checkpoint_whose_parts_cannot_be_meant_is_refused(
+    toy_ladder: Ladder, tmp_path: Path, strange: dict[str, object]
+) -> None:
+    check_shapes(payload_of(toy_ladder), tmp_path / "x.pt", toy_ladder.model)
+    with pytest.raises(CheckpointError, match=r"x\.pt (is no checkpoint of a stage|does not say how)") as error:
+        check_shapes({**payload_of(toy_ladder), **strange}, tmp_path / "x.pt", toy_ladder.model)
+    assert str(error.value).isprintable()
 
 
 def test_setting_aside_keeps_every_file_under_a_new_name(toy_ladder: Ladder) -> None:

@@ -193,7 +193,7 @@ def test_a_truncated_odd_or_enlarged_file_is_refused(path: Path, size: int, word
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "3", "null", "{}", '{"tokens": 7}', '"format_version"', b"\xff\xfe"],
+    ["", "{", "[" * 100_000, "[]", "3", "null", "{}", '{"tokens": 7}', '"format_version"', b"\xff\xfe"],
 )
 def test_a_foreign_or_broken_sidecar_is_refused(path: Path, text: str | bytes) -> None:
     write(path)

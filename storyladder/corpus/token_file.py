@@ -205,7 +205,7 @@ def _read_sidecar(path: Path) -> Sidecar:
         raise DataError(
             f"{path} has no {path.name}.json beside it, so nobody knows if it is whole; {_REBUILD}"
         ) from None
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{_sidecar_path(path)} cannot be read ({error}); {_REBUILD}") from None
     if isinstance(values, dict) and values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise DataError(f"{path} has format {values['format_version']}, expected {FORMAT_VERSION}; {_REBUILD}")

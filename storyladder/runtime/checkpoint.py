@@ -35,8 +35,10 @@ _UNREADABLE = (
     *(AssertionError, ImportError, NotImplementedError),
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error),
 )
-_MAX_STRUCTURE = 32 << 20  # bytes of pickle around the tensors; ours has about 50 KB
+_DISK_ERRORS = (errno.EIO, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quotas
+_MAX_STRUCTURE = 2 << 20  # bytes of pickle around the tensors; ours has about 50 KB, and 2 MB take a second to read
 _MAX_RECORDS = 100_000
+_MAX_SHARED = 4  # how often a byte of the file may stand in tensors, which may share memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +67,17 @@ def save_checkpoint(path: Path, payload: Payload, *, keep_previous: bool) -> Non
     partial = path.with_suffix(".partial")
     try:
         _write(partial, content)
-        if read_checkpoint(partial)["digest"] != content["digest"]:
+        if _verified(partial)["digest"] != content["digest"]:
             raise OSError(errno.EIO, "read back differently", str(partial))
+        if keep_previous and path.exists():
+            os.replace(path, previous_of(path))
+        os.replace(partial, path)
     except CheckpointError as error:
         partial.unlink(missing_ok=True)
         raise OSError(errno.EIO, f"cannot be read back: {error}", str(partial)) from None
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    if keep_previous and path.exists():
-        os.replace(path, previous_of(path))
-    os.replace(partial, path)
     _fsync_folder(path.parent)
 
 
@@ -100,39 +102,57 @@ def _require_space(folder: Path, content: Payload) -> None:
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Make the renaming itself durable, where the system knows such a call."""
-    with contextlib.suppress(OSError):
+    """Make the renaming itself durable, where the system knows such a call. OSError if the disk refuses it."""
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno in _DISK_ERRORS:
+            raise
 
 
 def read_checkpoint(path: Path) -> Payload:
     """The content of a checkpoint, on the CPU, verified. CheckpointError if it is missing, damaged or not ours."""
+    return {key: _unmapped(value) for key, value in _verified(path).items()}
+
+
+def _verified(path: Path) -> Payload:
+    """The same, with tensors that still lie in the file."""
     if path.is_dir():
         raise DamagedCheckpoint(f"{path} is a folder and no checkpoint")
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
-    try:
+    with _reading(path):
         _require_plain_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
-    except _UNREADABLE as error:
-        if "can't allocate memory" in str(error):
-            raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from None
-        raise DamagedCheckpoint(f"{path} is damaged or no checkpoint: {_first_line(error)}") from None
+        _require_plain_tensors(content, path.stat().st_size)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a checkpoint of Storyladder (its `format` is missing)")
     if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path} has format version {content.get('format_version')}, this program reads {FORMAT_VERSION}"
         )
-    if content.get("digest") != digest_of(content):
+    with _reading(path):
+        digest = digest_of(content)
+    if content.get("digest") != digest:
         raise DamagedCheckpoint(f"{path} is damaged: its content does not match its digest")
-    return {key: _unmapped(value) for key, value in content.items()}
+    return content
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What zipfile, torch and strange content raise, as an error that says which file it is."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except _UNREADABLE as error:
+        if "can't allocate memory" in str(error):
+            raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from None
+        raise DamagedCheckpoint(f"{path} is damaged or no checkpoint: {_first_line(error)}") from None
 
 
 def _require_plain_archive(path: Path) -> None:
@@ -147,6 +167,12 @@ def _require_plain_archive(path: Path) -> None:
         raise ValueError("its structure is larger than any checkpoint's")
 
 
+def _require_plain_tensors(content: object, file_size: int) -> None:
+    """Refuse tensors that a stride of 0 makes larger than the file: a copy of one would fill the memory."""
+    if sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content)) > _MAX_SHARED * file_size:
+        raise ValueError("its tensors are larger than the file")
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:200]
 
@@ -154,7 +180,7 @@ def _first_line(error: BaseException) -> str:
 def load_checkpoint(path: Path, *, set_aside: bool = True) -> Loaded | None:
     """The newest sound generation of `path`, or None if there has never been one.
 
-    A damaged file is set aside as NAME.corrupt and the one before it is used; if all are damaged, CheckpointError. Only
+    A damaged file is set aside as NAME.corrupt and the one before it is used; if all are, DamagedCheckpoint. Only
     the process that holds the lock may set aside.
     """
     notes: list[str] = []
@@ -164,14 +190,14 @@ def load_checkpoint(path: Path, *, set_aside: bool = True) -> Loaded | None:
         try:
             return Loaded(read_checkpoint(candidate), candidate, notes)
         except DamagedCheckpoint as error:
-            aside = _set_aside(candidate) if set_aside else candidate
+            aside = put_aside(candidate) if set_aside else candidate
             notes.append(f"{error}; it is kept as {aside.name}")
     if notes:
-        raise CheckpointError("; ".join(notes))
+        raise DamagedCheckpoint("; ".join(notes))
     return None
 
 
-def _set_aside(path: Path) -> Path:
+def put_aside(path: Path) -> Path:
     """Rename a damaged file to NAME.corrupt, or NAME.corrupt-2 and so on; a folder that cannot be written keeps it."""
     number = 1
     while (aside := path.with_name(path.name + (".corrupt" if number == 1 else f".corrupt-{number}"))).exists():

@@ -47,6 +47,12 @@ class SaveFailed(UserError):
     exit_status = 75
 
 
+class OutOfMemory(UserError):
+    """Not even one sequence at a time fits. Status 75 means `try again later`."""
+
+    exit_status = 75
+
+
 class TrainingFailed(UserError):
     """Numbers that went bad for good."""
 

@@ -95,15 +95,15 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """A StopRequest that listens to signals inside the `with`; the old handlers come back afterwards.
 
-    A SIGHUP that is ignored stays ignored: that is what `nohup` is for.
+    What is ignored stays ignored: `nohup` does so with SIGHUP, a shell script with SIGINT for what it puts into the
+    background.
     """
     stop = StopRequest()
-    handlers: dict[int, Callable[[int, FrameType | None], None]] = {number: stop._on_leave for number in _LEAVE}
+    handlers: dict[int, Callable[[int, FrameType | None], None]] = {
+        number: stop._on_leave for number in _LEAVE if signal.getsignal(number) is not signal.SIG_IGN
+    }
     if _SAVE is not None:
         handlers[_SAVE] = stop._on_save
-    hangup = getattr(signal, "SIGHUP", None)
-    if hangup is not None and signal.getsignal(hangup) is signal.SIG_IGN:
-        del handlers[hangup]
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield stop

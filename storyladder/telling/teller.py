@@ -11,7 +11,7 @@ from storyladder.learning.network import BuildModel, LanguageModel
 from storyladder.runtime.checkpoint import Payload, read_checkpoint
 from storyladder.runtime.errors import CheckpointError, SettingsError, say
 from storyladder.settings import Ladder, ModelConfig, check_part
-from storyladder.stage_files import StageFiles, script_of
+from storyladder.stage_files import StageFiles, check_content, script_of
 
 _STILL_GARBLED = 4.0  # nats per token; above it the words hardly make sentences
 
@@ -67,6 +67,7 @@ def model_config(payload: Payload, path: Path) -> ModelConfig:
         stored = sum(tensor.numel() for tensor in payload["model"].values())
     except (KeyError, TypeError, AttributeError, SettingsError) as error:
         raise CheckpointError(f"{path} does not say what its model looks like: {error}") from None
+    check_content(payload, path)
     if config.n_params != stored:
         raise CheckpointError(f"{path} promises {config.n_params:,} parameters and holds {stored:,}")
     return config

@@ -115,8 +115,9 @@ def kill_loop_cases() -> Iterator[Injection]:
     for kills in (1, 10, 50):
         yield Injection(2, f"{kills} random kills in 2,000 steps", kill_loop.loop(kills), kill_loop.VARIANT)
     yield Injection(2, "5 random kills in 60 steps", kill_loop.loop(5, most_steps=14), STEADY, fast=True)
-    for point, name in (("evaluate", ""), ("write", "tiny_best"), ("rename", "tiny_best"), ("open", "tiny.jsonl")):
-        for back in range(1, 9):
+    calls = (("evaluate", "", 8), ("write", "tiny_best", 8), ("rename", "tiny_best", 2), ("open", "tiny.jsonl", 8))
+    for point, name, count in calls:
+        for back in range(1, count + 1):
             play = kill_loop.near_patience(point, name, back)
             words = f"early stopping: kill at the {back}. {point} {name} from the end"
             yield Injection(2, words, play, PATIENCE, fast=point == "evaluate" and back == 2)
@@ -134,8 +135,8 @@ def prepare_cases() -> Iterator[Injection]:
             for number, action in ((1, "kill"), (1, after), (2, "kill"), (1, "enospc"), (1, "eio")):
                 faults = f"{point}@{name}:{number}:{action}"
                 yield Injection(6, faults, _prepare_again(faults), WHOLE, fast=faults == "rename@train.bin:2:kill")
-    for number in (1, 2):
-        faults = f"write@train.bin.partial:{number}:flip"
+    for bit in (1, 2):
+        faults = f"write@train.bin.partial:1:flip={bit}"
         yield Injection(6, faults, _flipped_while_preparing(faults), WHOLE)
 
 
@@ -150,9 +151,6 @@ def _prepare_again(faults: str) -> Callable[[Toy, Reference], Verdict]:
         verdict = Verdict()
         old = toy.data("train.bin").read_bytes()
         first = _prepare(toy, faults)
-        if not first.fired and ":2:" in faults:
-            verdict.notes.append("this call happens only once")
-            return verdict
         check_outcome(verdict, first)
         verdict.demand(first.status != 0, "went on as if nothing had happened")
         trained = toy.run()  # with old files, or a clear refusal; never with half of them
@@ -184,9 +182,7 @@ def _flipped_while_preparing(faults: str) -> Callable[[Toy, Reference], Verdict]
     def play(toy: Toy, _reference: Reference) -> Verdict:
         verdict = Verdict()
         prepared = _prepare(toy, faults)
-        if not prepared.fired:
-            verdict.notes.append("this call happens only once")
-            return verdict
+        verdict.demand(prepared.fired, "the fault did not happen")
         trained = toy.run()
         verdict.silent = prepared.status == 0 and trained.status == 0
         verdict.demand(prepared.status != 0 or "its sidecar" in trained.stderr, trained.last_error())
@@ -244,14 +240,16 @@ def _damaged_then_again(harm: Callable[[Path], None], name: str) -> Callable[[To
         verdict = Verdict()
         interrupted(toy)
         path = toy.checkpoint(name)
-        existed = path.exists()
         harm(path)
+        damaged = path.exists()
         again = recover(toy, verdict, reference)
-        check_outcome(verdict, again, must_fire=False)
-        if existed and path.name == RESUME and path.with_name(path.name + ".corrupt").exists():
+        aside = path.with_name(f"{path.name}.corrupt").exists()
+        if name == RESUME and damaged:
             verdict.demand("going on from step 6" in again.stderr, "does not say how far back it went")
-        found = again.said or not path.with_name(path.name + ".corrupt").exists()
-        verdict.silent = not found
+        if name != PREVIOUS:  # which nobody reads while the newest is sound
+            verdict.demand(aside == damaged, "is not set aside" if damaged else "sets aside what is not there")
+        must_say = name == BEST or (name == RESUME and damaged)
+        verdict.silent = must_say and not again.said
         return verdict
 
     return play
@@ -269,6 +267,10 @@ def _damaged_result(harm: Callable[[Path], None]) -> Callable[[Toy, Reference], 
             check_outcome(verdict, outcome, must_fire=False)
             scratch = "random weights" in outcome.stdout
             verdict.demand(not scratch, f"{which} run afterwards starts from scratch")
+            verdict.demand(outcome.status == 0, f"{which} run afterwards: {outcome.last_error()}")
+            verdict.silent = verdict.silent or (which == "first" and not outcome.said)
+        verdict.demand(toy.checkpoint(f"{RESULT}.corrupt").exists(), "is not set aside")
+        compare(toy, verdict, reference)
         best = sound_steps(toy).get(BEST)
         if best is None:
             verdict.lost.append(BEST)
@@ -339,14 +341,16 @@ def disk_cases(references: dict[str, Reference]) -> Iterator[Injection]:
     yield from errors_at_every_call(13, plain, checkpoints, ("enospc", "short"), writes=8)
     yield from errors_at_every_call(15, plain, checkpoints, ("eio", "edquot"), writes=8)
     for name in ("tiny_resume", "tiny_best", "tinystories_28M_final"):
-        for number in (1, 3, 7, 20, 40, 60):
+        for number in largest_writes(plain, name, 6):
             for action in ("flip", "lost"):
-                faults = f"write@{name}:{number}:{action}={number}"
+                faults = f"write@{name}:{number}:{action}={number}{_kill_in_next_forward(plain, name, number)}"
                 yield Injection(15, f"{faults} (found by reading back)", fault_then_again(faults))
     for name in ("rename@tiny_resume", "open@tiny_resume", "fsync@tiny_resume", "open@tiny_"):
         faults = f"{name}:1+:enospc"
-        play = fault_then_again(faults, statuses=(75,), words="last good file")
-        yield Injection(13, f"{faults}: three in a row stop", play, STEADY, fast=name == "open@tiny_")
+        yield Injection(13, f"{faults}: three in a row stop", _stops(faults), STEADY, fast=name == "open@tiny_")
+
+
+_NO_TMPFS = "left out where there is no right to mount a tmpfs; RLIMIT_FSIZE stands for it (case 14)"
 
 
 def _tmpfs(number: int) -> Callable[[Toy, Reference], Verdict]:
@@ -355,8 +359,9 @@ def _tmpfs(number: int) -> Callable[[Toy, Reference], Verdict]:
     def play(toy: Toy, reference: Reference) -> Verdict:
         with small_file_system(toy.root / "checkpoints", 3_000_000) as mounted:
             if not mounted:
-                return Verdict(notes=["no right to mount a tmpfs; RLIMIT_FSIZE stands for it (case 14)"])
-            again = 3 if number < 250 else 9  # the first save is made at step 0, the second at step 3
+                return Verdict(count=0, notes=[_NO_TMPFS])
+            before = reference.calls(" write tiny_resume")[number - 1]
+            again = sum(place < before for place in reference.calls(" forward ")) + 1
             faults = f"write@tiny_resume:{number}:fill=checkpoints forward:{again}:unfill=checkpoints"
             return fault_then_again(faults, statuses=(0,), must_say=True)(toy, reference)
 
@@ -366,9 +371,40 @@ def _tmpfs(number: int) -> Callable[[Toy, Reference], Verdict]:
 def _tmpfs_full_for_good(toy: Toy, reference: Reference) -> Verdict:
     with small_file_system(toy.root / "checkpoints", 3_000_000) as mounted:
         if not mounted:
-            return Verdict(notes=["no right to mount a tmpfs"])
+            return Verdict(count=0, notes=[_NO_TMPFS])
         free = lambda toy: toy.checkpoint("ballast").unlink()  # noqa: E731
         return fault_then_again("forward:5:fill=checkpoints", statuses=(75,), between=free)(toy, reference)
+
+
+def largest_writes(reference: Reference, name: str, count: int) -> list[int]:
+    """Numbers, from 1, of the writes into a file that carry most: tensors, not the archive's small parts."""
+    sizes = [int(reference.trace[place].split()[-1]) for place in reference.calls(f" write {name}")]
+    return sorted(sorted(range(1, len(sizes) + 1), key=lambda number: sizes[number - 1])[-count:])
+
+
+def _kill_in_next_forward(reference: Reference, name: str, number: int) -> str:
+    """A fault that kills before the next save could hide what this write did; none at the end of the stage."""
+    place = reference.calls(f" write {name}")[number - 1]
+    forwards = reference.calls(" forward ")
+    before = sum(forward < place for forward in forwards)
+    return f" forward:{before + 1}:kill" if before < len(forwards) else ""
+
+
+def _stops(faults: str) -> Callable[[Toy, Reference], Verdict]:
+    """Stopped with 75 after three failed saves; the command that it tells to run leads to the same end."""
+
+    def play(toy: Toy, reference: Reference) -> Verdict:
+        verdict = Verdict()
+        stopped = toy.run(faults)
+        check_outcome(verdict, stopped)
+        verdict.demand(stopped.status == 75, f"status {stopped.status}, expected 75: {stopped.last_error()}")
+        verdict.demand("the last good file is" in stopped.stderr, stopped.last_error())
+        again = toy.run("", *(["--fresh"] if "--fresh again" in stopped.stderr else []))
+        verdict.demand(again.status == 0, f"what it says to do fails: {again.last_error()}")
+        compare(toy, verdict, reference)
+        return verdict
+
+    return play
 
 
 def _file_limit(limit: int) -> Callable[[Toy, Reference], Verdict]:
@@ -394,6 +430,7 @@ def folder_cases() -> Iterator[Injection]:
     yield Injection(17, "refused once, then writable again", play)
     for number in (2, 10, 20):
         yield Injection(18, f"checkpoints is deleted at forward {number}", _deleted_folder(number))
+    yield Injection(18, "checkpoints is deleted, the best weights with it", _deleted_for_good, PATIENCE)
     yield Injection(18, "runs is deleted in mid-run", fault_then_again("forward:10:remove=runs", equal="weights"))
     yield Injection(19, "checkpoints is a file", refuses(before=_as_file, words="checkpoints"))
     yield Injection(19, "checkpoints is a dangling link", refuses(before=_as_dangling_link, words="checkpoints"))
@@ -459,6 +496,19 @@ def _deleted_folder(number: int) -> Callable[[Toy, Reference], Verdict]:
     return play
 
 
+def _deleted_for_good(toy: Toy, reference: Reference) -> Verdict:
+    """No later weights are as good: a clear line, and the same command goes on to a result."""
+    verdict = Verdict()
+    last_best = reference.calls("rename tiny_best.pt")[-1]
+    forward = sum(place < last_best for place in reference.calls(" forward ")) + 1
+    outcome = toy.run(f"forward:{forward}:remove=checkpoints")
+    check_outcome(verdict, outcome)
+    verdict.demand(outcome.status == 2 and "tiny_best.pt is gone" in outcome.stderr, outcome.last_error())
+    again = recover(toy, verdict, reference, equal="")
+    verdict.silent = not again.said
+    return verdict
+
+
 def _as_file(toy: Toy) -> None:
     (toy.root / "checkpoints").write_text("", encoding="utf-8")
 
@@ -475,8 +525,9 @@ def _as_link(toy: Toy) -> None:
 def _full_temporary_folder(toy: Toy, reference: Reference) -> Verdict:
     full = toy.root.with_name(f"{toy.root.name}.tmp")
     with small_file_system(full, 16_384) as mounted:
-        if mounted:
-            (full / "ballast").write_bytes(bytes(8_192))
+        if not mounted:
+            return Verdict(count=0, notes=[_NO_TMPFS])
+        (full / "ballast").write_bytes(bytes(8_192))
         return fault_then_again("", environment=(("TMPDIR", str(full)),))(toy, reference)
 
 

@@ -38,7 +38,10 @@ def number_cases() -> Iterator[Injection]:
         play = fault_then_again(f"forward:{forward}:spike", statuses=(0,), words="standard deviations", equal="")
         yield Injection(38, f"a spike in forward {forward} is logged", play, STEADY)
     for forward in (12, 24, 41, 60):
-        yield Injection(39, f"NaN in the weights at forward {forward}", _poisoned(forward), STEADY)
+        yield Injection(39, f"NaN in the weights at forward {forward}", _poisoned(f"forward:{forward}:poison"), STEADY)
+    for forward in (10, 40, 110):  # the last of a step, right before a save
+        words = f"NaN in the weights between forward {forward} and the save"
+        yield Injection(39, words, _poisoned(f"forward:{forward}:after-poison"), STEADY)
 
 
 def _stopped_at(toy: Toy, faults: str) -> dict[str, Any]:
@@ -111,12 +114,12 @@ def _scaler(faults: str, kill: int) -> Callable[[Toy, Reference], Verdict]:
     return play
 
 
-def _poisoned(forward: int) -> Callable[[Toy, Reference], Verdict]:
+def _poisoned(faults: str) -> Callable[[Toy, Reference], Verdict]:
     """A weight turns NaN: it is never saved, and the run says so and stops, or goes back to sound weights."""
 
     def play(toy: Toy, _reference: Reference) -> Verdict:
         verdict = Verdict()
-        outcome = toy.run(f"forward:{forward}:poison")
+        outcome = toy.run(faults)
         check_outcome(verdict, outcome)
         verdict.demand(outcome.status in (0, 70), f"status {outcome.status}: {outcome.last_error()}")
         for path in toy.root.glob("checkpoints/*.pt"):

@@ -2,7 +2,8 @@
 
 The calls are recorded while a toy trains. A model of the file system then replays every prefix three ways: nothing lost
 (the process was killed), everything lost that was never synced, and names kept while unsynced content is lost (as a
-journal of names only may do). From every state the newest generation that was complete must be read.
+journal of names only may do). From every state the newest resume state, best weights and result that were complete
+must be read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from playground import Toy
 from storyladder.runtime.checkpoint import load_checkpoint
 from storyladder.runtime.errors import CheckpointError
 
+RESUME, BEST, RESULT = "tiny_resume.pt", "tiny_best.pt", "tinystories_28M_final.pt"
 _RECORDER = """
 import base64, json, os
 out = os.open({path!r}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -83,60 +85,62 @@ class Disk:
 
 
 def play(toy: Toy, _reference: Reference) -> Verdict:
-    """Record one run, replay all prefixes, and read the resume state from every different state of the disk."""
+    """Record one run, replay all prefixes, and read what can be read from every different state of the disk."""
     path = toy.root.with_name(f"{toy.root.name}.calls")
     outcome = toy.run(prepare=_RECORDER.format(path=str(path)))
     verdict = Verdict()
     verdict.demand(outcome.status == 0, outcome.last_error())
     calls = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    calls = [call for call in calls if "tiny_resume" in call[1] or call[1] == "checkpoints"]
-    end = next(i for i, call in enumerate(calls) if call[0] == "unlink" and call[1] == "tiny_resume.pt")
-    disk, complete, states, prefixes = Disk(), 0, 0, 0
+    disk, complete, prefixes = Disk(), dict.fromkeys((RESUME, BEST, RESULT), -1), 0
     seen: set[int] = set()
     folder = toy.root.with_name(f"{toy.root.name}.states")
-    for call in calls[:end]:
-        disk.apply(call)
-        if call[0] == "fsync-folder" and "tiny_resume.pt" in disk.names:
-            complete = max(complete, _step_in(disk.names["tiny_resume.pt"].content, folder) or 0)
+    for call in calls:
+        if call[0] in ("forward", "evaluate") or call[:2] == ["unlink", RESUME]:
+            _note_complete(disk, complete, folder)  # the program goes on, so all that it has saved must be safe
+        if call[1].startswith(("tiny_", "tinystories", "checkpoints")):
+            disk.apply(call)
         for kind, found in disk.states().items():
             files = {name: content for name, content in found.items() if not name.endswith(".partial")}  # never read
             prefixes += 1
-            key = hash((complete, tuple(sorted(files.items()))))
+            key = hash((*complete.values(), *sorted(files.items())))
             if key in seen:
                 continue
             seen.add(key)
-            states += 1
-            problem = _problem(files, folder, complete)
-            if problem:
+            if problem := _problem(files, folder, complete):
                 verdict.failed += 1
                 verdict.problems.append(f"{kind} after {call[0]} {call[1]}: {problem}")
-    verdict.count = states
-    verdict.notes.append(f"{prefixes:,} prefixes and kinds of loss, {states} different states")
-    verdict.demand(states > 10, f"only {states} states")
+    verdict.count = len(seen)
+    verdict.notes.append(f"{prefixes:,} prefixes and kinds of loss, {len(seen)} different states")
+    verdict.demand(min(complete.values()) > 0, f"not everything was ever complete: {complete}")
     return verdict
 
 
-def _step_in(content: bytes, folder: Path) -> int | None:
-    found = _loaded({"tiny_resume.pt": content}, folder)
-    return None if found is None else int(found)
+def _note_complete(disk: Disk, complete: dict[str, int], folder: Path) -> None:
+    """The steps of the files as they are now, by name."""
+    steps = _steps({name: inode.content for name, inode in disk.names.items()}, folder)
+    complete.update((name, step) for name, step in steps.items() if step is not None)
 
 
-def _problem(files: dict[str, bytes], folder: Path, complete: int) -> str | None:
-    """What is wrong with a state, in words: the newest complete generation, or a newer one, must be read."""
+def _problem(files: dict[str, bytes], folder: Path, complete: dict[str, int]) -> str | None:
+    """What is wrong with a state, in words: of every file the newest complete one, or a newer one, must be read."""
     try:
-        step = _loaded(files, folder)
+        steps = _steps(files, folder)
     except CheckpointError as error:
-        return str(error) if complete else f"a start that must be from scratch is refused: {error}"
-    if complete and (step is None or step < complete):
-        return f"step {complete} was complete, but {step} is read"
+        return str(error)
+    # With the result complete the stage is finished, and its resume states are deleted.
+    needed = [BEST, RESULT if complete[RESULT] >= 0 else RESUME]
+    for name in needed:
+        step = steps[name]
+        if complete[name] >= 0 and (step is None or step < complete[name]):
+            return f"{name} of step {complete[name]} was complete, but that of step {step} is read"
     return None
 
 
-def _loaded(files: dict[str, bytes], folder: Path) -> int | None:
-    """The step that a start would go on from."""
+def _steps(files: dict[str, bytes], folder: Path) -> dict[str, int | None]:
+    """The steps that a program would find, by name."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    loaded = load_checkpoint(folder / "tiny_resume.pt")
-    return None if loaded is None else loaded.payload["step"]
+    found = {name: load_checkpoint(folder / name) for name in (RESUME, BEST, RESULT)}
+    return {name: None if loaded is None else int(loaded.payload["step"]) for name, loaded in found.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -160,8 +159,3 @@ def _expect_error(verdict: Verdict, path: Path, words: str, same: str | None = N
     verdict.problems.append(f"{words} is not noticed")
     verdict.silent = True
     return False
-
-
-def keep_copy(path: Path) -> Path:
-    """A copy beside the toy's root."""
-    return Path(shutil.copy(path, path.with_suffix(".copy")))

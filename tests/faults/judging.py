@@ -16,7 +16,7 @@ _RUNS_TO_RECOVER = 4
 
 @dataclasses.dataclass
 class Verdict:
-    """What became of one injection. `count` is more than 1 where one play injects many faults."""
+    """What became of one injection. `count`: injections in one play; 0 where none was possible."""
 
     problems: list[str] = dataclasses.field(default_factory=list)
     lost: list[str] = dataclasses.field(default_factory=list)
@@ -34,9 +34,8 @@ class Verdict:
     @property
     def survived(self) -> int:
         """Injections that ended well."""
-        if self.count > 1:
-            return self.count - self.failed
-        return int(not (self.problems or self.lost or self.silent))
+        failed = max(self.failed, int(bool(self.problems or self.lost or self.silent)))
+        return max(0, self.count - failed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +57,11 @@ class Reference:
     ending: Ending
     trace: list[str]
     seconds: float
+
+    def calls(self, *words: str) -> list[int]:
+        """Where in the trace the calls stand whose point and file name hold these words."""
+        wanted = [(number, line) for number, line in enumerate(self.trace) if line.startswith("call ")]
+        return [number for number, line in wanted if all(word in line for word in words)]
 
 
 def reference_of(variant: Variant, folder: Path) -> Reference:
@@ -89,19 +93,26 @@ def check_outcome(verdict: Verdict, outcome: Outcome, *, must_fire: bool = True)
 
 
 def recover(toy: Toy, verdict: Verdict, reference: Reference, *, equal: str = "weights record") -> Outcome:
-    """Run again, unfaulted, until it is finished, and compare the ending with the uninterrupted run's."""
+    """Run again, unfaulted, until it is finished, and compare the ending with the uninterrupted run's.
+
+    The last run's outcome, with what all of them said on stderr.
+    """
+    stderr = ""
     for _ in range(_RUNS_TO_RECOVER):
         outcome = toy.run()
+        stderr += outcome.stderr
+        verdict.demand(not outcome.has_traceback, f"afterwards a traceback: {outcome.last_error()}")
         if outcome.status == 0:
             break
     verdict.demand(outcome.status == 0, f"does not finish afterwards: {outcome.status}, {outcome.last_error()}")
     compare(toy, verdict, reference, equal=equal)
-    return outcome
+    return dataclasses.replace(outcome, stderr=stderr)
 
 
 def compare(toy: Toy, verdict: Verdict, reference: Reference, *, equal: str = "weights record") -> None:
-    """Demand the uninterrupted run's weights and loss record."""
+    """Demand a result, and of `equal` the uninterrupted run's."""
     ending = ending_of(toy)
+    verdict.demand(ending.weights is not None, "there is no sound result")
     for what in equal.split():
         verdict.demand(getattr(ending, what) == getattr(reference.ending, what), f"final {what} differ")
 
@@ -115,7 +126,6 @@ def fault_then_again(
     before: Callable[[Toy], object] = lambda toy: None,
     between: Callable[[Toy], object] = lambda toy: None,
     words: str = "",
-    must_fire: bool = True,
     **how: Any,
 ) -> Callable[[Toy, Reference], Verdict]:
     """The play of most injections: run with a fault, look what is left, run again to the end, compare."""
@@ -124,7 +134,7 @@ def fault_then_again(
         verdict = Verdict()
         before(toy)
         first = toy.run(faults, *arguments, **how)
-        check_outcome(verdict, first, must_fire=must_fire and bool(faults))
+        check_outcome(verdict, first, must_fire=bool(faults))
         if statuses is not None:
             verdict.demand(
                 first.status in statuses, f"status {first.status}, expected {statuses}: {first.last_error()}"

@@ -48,7 +48,7 @@ class Outcome:
     @property
     def said(self) -> bool:
         """Whether the user was told that something went wrong, in words or by the exit status."""
-        return self.status != 0 or "warning" in self.stderr.lower() or "skipped" in self.stderr
+        return self.status != 0 or any(word in self.stderr.lower() for word in ("warning", "skipped", "back to step"))
 
     @property
     def has_traceback(self) -> bool:
@@ -69,14 +69,13 @@ class Launch:
     arguments: tuple[str, ...]
     root: Path
     faults: str = ""
-    kill_after: float | None = None  # seconds after the child told to be there (action `tell`), else after its start
     environment: tuple[tuple[str, str], ...] = ()
     file_limit: int | None = None  # RLIMIT_FSIZE, bytes
     obey_permissions: bool = False  # root ignores read-only folders unless it gives up that right
     umask: int | None = None
     ignored: tuple[int, ...] = ()  # signals that the parent ignores, as nohup does
     prepare: str = ""  # statement run in the child before the script, as the last preparation
-    timeout: float = 60.0
+    timeout: float = 240.0  # a busy machine is no reason to call a run hung
 
 
 @dataclasses.dataclass
@@ -90,13 +89,8 @@ class Running:
     began: float
 
     def wait(self) -> Outcome:
-        """How it ended; kills it where that was asked for, or where it hangs."""
+        """How it ended; kills it where it hangs."""
         with contextlib.closing(os.fdopen(self.told, "rb", buffering=0)):
-            if self.launch.kill_after is not None:
-                self.wait_until_told()
-                time.sleep(self.launch.kill_after)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, signal.SIGKILL)
             status = _wait(self.pid, self.launch.timeout)
         texts = [file.read_text(encoding="utf-8", errors="replace") if file.exists() else "" for file in self.files]
         trace = texts[2].splitlines()
@@ -155,7 +149,8 @@ def _be_the_child(launch: Launch, files: list[Path], tell: int) -> None:
         for descriptor, path in ((1, files[0]), (2, files[1])):
             os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666), descriptor)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP):  # this very run may have been started with nohup
+            signal.signal(number, signal.SIG_DFL)
         for number in launch.ignored:
             signal.signal(number, signal.SIG_IGN)
         os.environ.update(dict(launch.environment))

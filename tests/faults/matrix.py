@@ -53,7 +53,7 @@ TITLES = {
     48: "strangers' files, prompts and flags",
 }
 LEFT_OUT = {
-    33: "nothing in the product opens an archive: corpora are plain .txt, .json, .jsonl and .parquet files",
+    33: "nothing in the product unpacks an archive: corpora are plain .txt, .json, .jsonl and .parquet files",
 }
 PARTLY_LEFT_OUT = {
     37: "on a CPU, where fp16 has to be asked for; not on a GPU",

@@ -2,6 +2,7 @@
 
 python tests/faults/run.py                       everything, about ten minutes on two cores
 python tests/faults/run.py --case 9 --case 13    some cases
+python tests/faults/run.py --words "best flipped"    some injections
 python tests/faults/run.py --fast --json FILE    the representative ones of `make test`
 """
 
@@ -76,7 +77,7 @@ def _warm_up() -> None:
 class Plan:
     """All injections with their references; forks of this process take them by number."""
 
-    def __init__(self, folder: Path, *, fast: bool, only: list[int]) -> None:
+    def __init__(self, folder: Path, *, fast: bool, only: list[int], words: str) -> None:
         self.folder = folder
         self.references = {"plain": reference_of(VARIANTS["plain"], folder)}
         pages = (cases_files, cases_data, cases_numbers, cases_processes)
@@ -84,12 +85,12 @@ class Plan:
             injection
             for page in pages
             for injection in page.cases(self.references)
-            if (not only or injection.case in only) and (injection.fast or not fast)
+            if (not only or injection.case in only) and (injection.fast or not fast) and words in injection.words
         ]
         for name in sorted({injection.variant.name for injection in self.ours} - {"plain"}):
             self.references[name] = reference_of(VARIANTS[name], folder)
         self.theirs: list[Injection] = []
-        if not fast:
+        if not fast and not words:
             self.baseline = cases_baseline.baseline_reference(self.references["plain"], folder)
             self.theirs = [each for each in cases_baseline.cases(self.baseline) if not only or each.case in only]
 
@@ -140,8 +141,8 @@ def table(ours: dict[int, Row], theirs: dict[int, Row]) -> list[str]:
         "| ---: | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for case in sorted(TITLES):
-        title = TITLES[case]
-        if case in LEFT_OUT and case not in ours:
+        title = TITLES[case].replace("|", "\\|")
+        if case in LEFT_OUT:
             lines.append(f"| {case} | {title} | left out: {LEFT_OUT[case]} | | | | |")
         if case not in ours:
             continue
@@ -192,7 +193,8 @@ def report(ours: dict[int, Row], theirs: dict[int, Row], cost_lines: list[str], 
         "# Fault injection: what survives",
         "",
         f"{datetime.date.today().isoformat()}, {hardware()}, Python {platform.python_version()}, torch "
-        f"{torch.__version__}; {seconds:,.0f} s with `python tests/faults/run.py`.",
+        f"{torch.__version__}; {seconds:,.0f} s with `make faults` (`python tests/faults/run.py`), load average "
+        f"{os.getloadavg()[1]:.1f} (the harness itself keeps {os.cpu_count()} busy).",
         "",
         "An injection survives when the script, run again without the fault, ends in final weights and a loss record "
         "whose SHA-256 equal those of an uninterrupted run (or, where a refusal is right, refuses in one clear line "
@@ -220,6 +222,7 @@ def main(description: str | None) -> None:
     """Run what was asked for and print the table."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", type=int, action="append", default=[], help="only this case; may be repeated")
+    parser.add_argument("--words", default="", help="only injections in whose name these words stand")
     parser.add_argument("--fast", action="store_true", help="only the representative injections of `make test`")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="write the rows into this file")
@@ -230,13 +233,13 @@ def main(description: str | None) -> None:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     folder = Path(tempfile.mkdtemp(prefix="faults-", dir=memory))
     try:
-        ours, theirs = play_all(Plan(folder, fast=flags.fast, only=flags.case), flags.jobs)
+        ours, theirs = play_all(Plan(folder, fast=flags.fast, only=flags.case, words=flags.words), flags.jobs)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if flags.json:
         rows = {str(case): dataclasses.asdict(row) for case, row in ours.items()}
         flags.json.write_text(json.dumps(rows), encoding="utf-8")
-    everything = not (flags.case or flags.fast)
+    everything = not (flags.case or flags.fast or flags.words)
     cost_lines = costs.lines() if everything else []
     seconds = time.monotonic() - began
     if everything:

@@ -2,6 +2,7 @@
 
 python tests/faults/run.py                       everything, about ten minutes on two cores
 python tests/faults/run.py --case 9 --case 13    some cases
+python tests/faults/run.py --words "best flipped"    some injections
 python tests/faults/run.py --fast --json FILE    the representative ones of `make test`
 """
 
