@@ -16,13 +16,14 @@ from model import GPT
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TrainBatches, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
+from storyladder.learning.device_steps import Way
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
 from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.machine import GB, Precision, peak_memory, pick_device
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder
 from storyladder.stage_files import pack_weights
-from storyladder.starting import Work, load_weights, prepare_work, step_now
+from storyladder.starting import Work, device_steps, load_weights, prepare_work, steps_now
 
 _PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices that measure the peak
 _PRODUCT_SECONDS = 0.25  # of products in a turn, at least
@@ -36,6 +37,8 @@ class Contender:
     kind: str  # ours, plain, or products
     number_format: str | None = None  # fp32 or bf16; None: what the product chooses for the machine
     compact: bool = False  # ours: compact vocabulary
+    way: Way | None = None  # ours, on a GPU: how steps run ahead; None: one by one, or as the product chooses
+    one_by_one: bool = False  # ours: never ahead
     compiled: bool = False  # plain: torch.compile
 
 
@@ -69,6 +72,10 @@ class _Trainer:
         self.device = pick_device(workload.device)
         self.facts: dict[str, Any] = {}
 
+    def steps(self, first: int, n: int) -> list[float | torch.Tensor]:
+        """Updates; the loss before each."""
+        return [self.step(number) for number in range(first, first + n)]
+
     def step(self, number: int) -> float | torch.Tensor:
         """One update; the loss before it."""
         raise NotImplementedError
@@ -77,7 +84,7 @@ class _Trainer:
         first = number * self._steps_per_turn
         _wait_for(self.device)
         tick = time.perf_counter()
-        losses = [self.step(first + k) for k in range(self._steps_per_turn)]
+        losses = self.steps(first, self._steps_per_turn)
         _wait_for(self.device)
         seconds = (time.perf_counter() - tick) / self._steps_per_turn
         numbers = [float(loss) for loss in losses]
@@ -123,9 +130,20 @@ class Ours(_Trainer):
             "micro_batch": self._work.micro_batch_size,
         }
 
-    def step(self, number: int) -> float | torch.Tensor:
-        """One update of the product."""
-        return step_now(self._work, step=number).train_loss
+        if contender.way is not None:
+            starts = self._work.batches.starts(0)
+            self._work.device_steps, found = device_steps(self._work, starts, [contender.way])
+            if found != contender.way:
+                raise RuntimeError(f"{contender.way.words} does not work on this machine")
+        self._one_by_one = contender.one_by_one
+
+    def steps(self, first: int, n: int) -> list[float | torch.Tensor]:
+        """Updates of the product, on a GPU many at a time."""
+        losses: list[float | torch.Tensor] = []
+        while len(losses) < n:
+            left = 1 if self._one_by_one else n - len(losses)
+            losses += [result.train_loss for result in steps_now(self._work, step=first + len(losses), n=left)]
+        return losses
 
 
 class Plain(_Trainer):

@@ -264,8 +264,9 @@ def _rounded(value: float | None, digits: int = 3) -> float | None:
 
 
 def contenders_for(device: str, *, compiled: bool) -> list[Any]:
-    """Who races on this device. Variants of ours that a GPU has switches for belong here, a line each."""
+    """Who races on this device."""
     from benchmarks.racers import Contender
+    from storyladder.learning.device_steps import WAYS
     from storyladder.runtime.machine import pick_device
 
     found = [
@@ -274,6 +275,9 @@ def contenders_for(device: str, *, compiled: bool) -> list[Any]:
         Contender(name=PLAIN["fp32"], kind="plain", number_format="fp32"),
         Contender(name=PLAIN["bf16"], kind="plain", number_format="bf16"),
     ]
+    if pick_device(device).type == "cuda":  # what each of the product's means brings; OURS has what it chooses itself
+        found.append(Contender(name=f"{OURS}, one by one", kind="ours", one_by_one=True))
+        found += [Contender(name=f"{OURS}, {way.words}", kind="ours", way=way) for way in WAYS]
     if compiled or pick_device(device).type == "cuda":
         number_format = _product_format(device)
         name = f"plain loop, {number_format}, compiled"

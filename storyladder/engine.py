@@ -24,7 +24,7 @@ from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.schedule import lr_at
 from storyladder.learning.step import StepResult
 from storyladder.planning import fit_to_minutes, measure_speed, plan_lines, refit, seconds_left
-from storyladder.recovery import note_skipped, note_spike, roll_back, step_within_memory, weights_are_finite
+from storyladder.recovery import note_skipped, note_spike, roll_back, steps_within_memory, weights_are_finite
 from storyladder.runtime.checkpoint import (
     Loaded,
     Payload,
@@ -62,6 +62,7 @@ from storyladder.stage_files import (
 from storyladder.starting import Work, evaluate_now, load_for_all, load_weights, prepare_work, record_start, say_all
 
 _FAILED_SAVES_TO_STOP = 3
+_SECONDS_WITHOUT_LOOKING = 2.0  # for signals, on a GPU that takes many steps at a time
 
 
 def train_stage(run: StageRun, build_model: BuildModel) -> None:
@@ -189,20 +190,38 @@ def _loop(work: Work, progress: Progress) -> None:
             work.stop.request_save()
         tick = time.perf_counter()
         try:
-            result = step_within_memory(work, progress.say, step=state.step)
+            results = steps_within_memory(work, progress.say, step=state.step, n=_steps_until_a_pause(work))
         except (DataError, OutOfMemory, OthersFailed, PeerLost):  # nothing has moved yet
             first, work.group = work.group.is_first, ALONE
             if first and weights_are_finite(work):
                 _save(work)
             raise
         seconds = time.perf_counter() - tick
-        state.step += 1
         state.train_seconds += seconds
-        work.steps_here += 1
+        work.steps_here += len(results)
         work.seconds_here += seconds
-        _note_step(work, result, progress)
+        _note_steps(work, results, progress)
         refit(work)
         work.seconds_between += time.perf_counter() - tick - seconds
+
+
+def _steps_until_a_pause(work: Work) -> int:
+    """How many steps may be taken before something else is due; of slow ones few, so that signals are soon heard."""
+    step, stage = work.state.step, work.stage
+    due = [stage.max_steps - step, *(every - step % every for every in (stage.eval_interval, stage.save_interval))]
+    if not work.steps_here:
+        return min(2, *due)  # how fast they are is not known yet
+    return max(1, min(*due, int(_SECONDS_WITHOUT_LOOKING * work.steps_here / work.seconds_here)))
+
+
+def _note_steps(work: Work, results: list[StepResult], progress: Progress) -> None:
+    """Count steps in their order. What came after a rollback was learned by weights that are gone."""
+    rollbacks = work.state.rollbacks
+    for result in results:
+        work.state.step += 1
+        _note_step(work, result, progress)
+        if work.state.rollbacks != rollbacks:
+            return
 
 
 def _note_step(work: Work, result: StepResult, progress: Progress) -> None:

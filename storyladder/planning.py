@@ -12,13 +12,14 @@ from pathlib import Path
 
 from storyladder.learning.memory import predicted_memory
 from storyladder.learning.schedule import fitted_to, refitted_to
-from storyladder.recovery import step_within_memory
+from storyladder.recovery import steps_within_memory
 from storyladder.runtime.errors import say
 from storyladder.runtime.machine import GB, free_memory, machine_line
 from storyladder.runtime.progress import duration_words, time_left
 from storyladder.settings import ModelConfig, StageConfig
 from storyladder.starting import Work, evaluate_now, validation_windows
 
+_STEPS_AT_ONCE = 20  # that a GPU is timed by
 _MEASURE_SECONDS = 10.0  # at most
 _SCHEDULE = ("max_steps", "warmup_steps", "eval_interval", "val_windows")  # what --minutes decides
 
@@ -38,8 +39,8 @@ def measure_speed(work: Work) -> Speed:
     while work.group.from_first(len(seconds) < 3 or (len(seconds) < 8 and time.monotonic() - began < _MEASURE_SECONDS)):
         work.stop.check()
         tick = time.perf_counter()
-        step_within_memory(work, say, step=len(seconds))
-        seconds.append(time.perf_counter() - tick)
+        taken = steps_within_memory(work, say, step=len(seconds), n=_STEPS_AT_ONCE)
+        seconds.append((time.perf_counter() - tick) / len(taken))
     few = dataclasses.replace(work.stage, val_windows=work.micro_batch_size * work.group.world_size)
     windows = validation_windows(work.run, work.data, few)
     tick = time.perf_counter()

@@ -18,7 +18,7 @@ from storyladder.runtime.errors import OutOfMemory, TrainingFailed
 from storyladder.runtime.machine import is_out_of_memory
 from storyladder.runtime.progress import Progress
 from storyladder.stage_files import TrainState
-from storyladder.starting import Work, load_for_all, restore, step_now
+from storyladder.starting import Work, load_for_all, restore, steps_now
 
 _SKIPPED_IN_A_ROW = 20  # steps that lead to a rollback
 _ROLLBACKS = 3  # in a stage, before it stops
@@ -27,11 +27,11 @@ _SPIKE_MEMORY = 0.98  # weight of the past in that mean: about the last fifty st
 _SPIKE_FROM = 50  # steps before there is a mean to speak of
 
 
-def step_within_memory(work: Work, tell: Callable[[str], None], *, step: int) -> StepResult:
-    """Train a step; when memory runs out, once more with half the micro-batch; OutOfMemory below one sequence."""
+def steps_within_memory(work: Work, tell: Callable[[str], None], *, step: int, n: int) -> list[StepResult]:
+    """Train at most n steps; when memory runs out, again with half the micro-batch; OutOfMemory below one sequence."""
     while True:
         try:
-            return step_now(work, step=step)
+            return steps_now(work, step=step, n=n)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -46,6 +46,7 @@ def step_within_memory(work: Work, tell: Callable[[str], None], *, step: int) ->
         work.log.write("out of memory", step=work.state.step, micro_batch_size=smaller)
         work.micro_batch_size = work.state.micro_batch_size = smaller
         if work.device.type == "cuda":
+            work.device_steps = None
             torch.cuda.empty_cache()
         elif work.device.type == "mps":
             torch.mps.empty_cache()

@@ -11,16 +11,19 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
+from storyladder.learning.device_steps import MOST_STEPS, WAYS, DeviceSteps, Way, quickest
 from storyladder.learning.memory import fitting_micro_batch
 from storyladder.learning.network import EMBEDDING, BuildModel, LanguageModel
 from storyladder.learning.optimizer import build_optimizer
@@ -54,6 +57,9 @@ from storyladder.stage_files import (
     unpack_optimizer,
     unpack_weights,
 )
+
+_SHARE_FOR_TOKENS = 0.25  # of a GPU's free memory that the token file may take
+_STEPS_TO_COMPILE_FOR = 2_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +115,7 @@ class Work:
     evaluation_seconds: float = 0.0  # of the last one
     failed_saves: int = 0
     unsaved_best: Payload | None = None  # best weights that the disk has refused so far
+    device_steps: DeviceSteps | None = None  # on a GPU
 
 
 def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Work:
@@ -429,6 +436,48 @@ def step_now(work: Work, *, step: int) -> StepResult:
         vocabulary=work.vocabulary,
         group=work.group,
     )
+
+
+def steps_now(work: Work, *, step: int, n: int) -> list[StepResult]:
+    """At most n updates from number `step` on: on one GPU many without waiting for it, elsewhere one."""
+    if n == 1 or not _may_run_ahead(work):
+        return [step_now(work, step=step)]
+    work.data.train.check_size()
+    numbers = range(step, step + min(n, MOST_STEPS))
+    starts = [work.batches.starts(number + work.state.batch_offset) for number in numbers]
+    if work.device_steps is None or not work.device_steps.is_for(work.optimizer, work.micro_batch_size):
+        work.device_steps = None  # frees its memory before the next one takes its own
+        # A compiler's minute is won back by long stages only.
+        long = work.stage.max_steps - work.state.step >= _STEPS_TO_COMPILE_FOR
+        work.device_steps, way = device_steps(work, starts[0], WAYS if long else WAYS[1:])
+        print(f"steps run up to {MOST_STEPS} at a time on the GPU: {way.words}", flush=True)
+    return work.device_steps.take(step, starts, [lr_at(number, work.stage) for number in numbers])
+
+
+def _may_run_ahead(work: Work) -> bool:
+    """One GPU, a number format whose scale needs no look at every step, and room for the tokens."""
+    if work.device.type != "cuda" or not work.group.is_alone or work.scaler.is_enabled():
+        return False
+    if work.device_steps is not None:
+        return True
+    free = free_memory(work.device)
+    return free is not None and work.data.train.ids.nbytes < _SHARE_FOR_TOKENS * free
+
+
+def device_steps(work: Work, starts: npt.NDArray[np.int64], ways: Sequence[Way]) -> tuple[DeviceSteps, Way]:
+    """Steps that run ahead, and the first of the ways that works on this machine, tried on the batch that `starts`."""
+    steps = DeviceSteps(
+        work.model,
+        work.optimizer,
+        work.data.train.ids,
+        stage=work.stage,
+        context_length=work.run.ladder.model.context_length,
+        micro_batch_size=work.micro_batch_size,
+        precision=work.precision,
+        vocabulary=work.vocabulary,
+        device=work.device,
+    )
+    return steps, quickest(steps, starts, ways, say)
 
 
 def evaluate_now(work: Work, windows: ValidationWindows) -> Evaluation:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from storyladder.learning.kernels import kernels_for
 
+_WIDTHS = {"cuda": 8}  # a multiple that the quickest kernels (cuDNN's) insist on
 _LONGEST = 1024  # tokens up to which whole score matrices pay; above, torch's kernel that never holds them
 
 
@@ -28,7 +29,11 @@ def causal_attention(qkv_BTE: Tensor, n_head: int) -> Tensor:
     if qkv_BTE.dtype == torch.bfloat16 and 1 < T <= _LONGEST and kernels_for(qkv_BTE) is not None:
         return _Attention.apply(qkv_BTE, n_head)  # type: ignore[no-any-return,no-untyped-call]
     q_BHTD, k_BHTD, v_BHTD = split_heads(qkv_BTE, n_head)
-    return merge_heads(F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True))
+    D = q_BHTD.size(-1)
+    if padding := -D % _WIDTHS.get(qkv_BTE.device.type, 1):  # with zeros, which add nothing to any score
+        q_BHTD, k_BHTD, v_BHTD = (F.pad(part, (0, padding)) for part in (q_BHTD, k_BHTD, v_BHTD))
+    y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True, scale=1 / math.sqrt(D))
+    return merge_heads(y_BHTD[..., :D])
 
 
 def split_heads(qkv_BTE: Tensor, n_head: int) -> tuple[Tensor, Tensor, Tensor]:

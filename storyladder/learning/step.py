@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from storyladder.learning.loss import next_token_loss
+from storyladder.learning.loss import Entropy, entropy_, next_token_loss
 from storyladder.learning.network import EMBEDDING, LanguageModel
 from storyladder.learning.optimizer import clip_gradients
 from storyladder.learning.vocabulary import CompactVocabulary
@@ -76,11 +77,13 @@ def accumulate_gradients(
     batch: tuple[Tensor, Tensor],
     *,
     micro_batch_size: int,
-    seed: tuple[int, int],
+    seed: tuple[int, int] | None,
     precision: Precision,
     scaler: torch.amp.GradScaler,
     vocabulary: CompactVocabulary,
     share: tuple[int, int] = (0, 1),
+    hidden: Callable[[Tensor], Tensor] | None = None,
+    entropy: Entropy = entropy_,
 ) -> Tensor:
     """Add the gradients of the batch's mean loss to the model's; returns that loss, nats per token, a scalar.
 
@@ -89,16 +92,23 @@ def accumulate_gradients(
 
     The mean is over all tokens of the batch, whatever the micro-batches, so their size changes memory only. Dropout
     draws from a generator seeded with (seed, step, the micro-batch's first sequence in the whole batch): a resumed step
-    draws what the interrupted one would have drawn, and no random state has to be saved.
+    draws what the interrupted one would have drawn, and no random state has to be saved. Without `seed` the caller has
+    seeded it. `hidden` and `entropy` are compiled forms of model.hidden and entropy_.
     """
     idx_BT, targets_BT = (vocabulary.rows_of(part) for part in batch)
     total = torch.zeros((), device=idx_BT.device)
     for start in range(0, len(idx_BT), micro_batch_size):
-        torch.manual_seed(_mixed(*seed, share[0] * len(idx_BT) + start))
+        if seed is not None:
+            torch.manual_seed(seed_of_step(*seed, share[0] * len(idx_BT) + start))
         micro = slice(start, start + micro_batch_size)
         with precision.autocast():
-            hidden_BTC = model.hidden(idx_BT[micro])
-            nats = next_token_loss(hidden_BTC, model.head_weight, targets_BT[micro], log_unseen=vocabulary.log_unseen)
+            nats = next_token_loss(
+                (hidden or model.hidden)(idx_BT[micro]),
+                model.head_weight,
+                targets_BT[micro],
+                log_unseen=vocabulary.log_unseen,
+                entropy=entropy,
+            )
         loss = nats / (share[1] * targets_BT.numel())
         _backward(scaler.scale(loss))
         total = total + loss.detach()
@@ -112,7 +122,7 @@ def _backward(loss: Any) -> None:
     loss.backward()  # torch leaves Tensor.backward without types
 
 
-def _mixed(*numbers: int) -> int:
-    """A seed that differs for every combination of numbers, 63 bits."""
-    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest()
+def seed_of_step(seed: int, step: int, first_sequence: int = 0) -> int:
+    """For the draws of a micro-batch, 63 bits: another one for every combination of numbers."""
+    digest = hashlib.blake2b(repr((seed, step, first_sequence)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,232 @@
+"""Many steps in a row on a GPU, between which the host waits for nothing.
+
+The token file lies on the device, and a step takes its windows from there; learning rates and losses stand in tables on
+the device too. So the whole step (windows, forward, backward, clipping, AdamW) is the same sequence of kernels every
+time, which is compiled and captured once as a CUDA graph and then only replayed. The host looks at the losses after the
+last of the steps. A step whose loss or gradient is not finite moves nothing, as in step.py: AdamW's kernel is told so.
+
+What does not work on a machine (no compiler, no Triton, no graph) is said in a line and done without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from storyladder.learning.loss import entropy_, fused_entropy_
+from storyladder.learning.network import LanguageModel
+from storyladder.learning.optimizer import clip_gradients
+from storyladder.learning.step import StepResult, accumulate_gradients, seed_of_step
+from storyladder.learning.vocabulary import CompactVocabulary
+from storyladder.runtime.machine import Precision, is_out_of_memory
+from storyladder.settings import StageConfig
+
+MOST_STEPS = 100  # between two looks at the losses
+_PIECE = 1 << 25  # ids that are copied to the device at a time
+_WARM_UP_STEPS = 3  # before a capture, as NVIDIA asks for
+_NEAR = 0.02  # relative difference to the plain step that compiling may make in bf16
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """How the steps are run."""
+
+    compiled: bool
+    graph: bool
+
+    @property
+    def words(self) -> str:
+        """For messages."""
+        parts = [word for word, there in (("compiled", self.compiled), ("CUDA graph", self.graph)) if there]
+        return " + ".join(parts) or "plain operations"
+
+
+WAYS = (Way(compiled=True, graph=True), Way(compiled=False, graph=True), Way(compiled=False, graph=False))  # best first
+
+
+class DeviceSteps:
+    """Steps of one model with one optimizer. `take` may be called as long as `is_for` says so."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        ids: npt.NDArray[np.uint16],
+        *,
+        stage: StageConfig,
+        context_length: int,
+        micro_batch_size: int,
+        precision: Precision,
+        vocabulary: CompactVocabulary,
+        device: torch.device,
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._stage = stage
+        self._micro_batch_size = micro_batch_size
+        self._precision = precision
+        self._scaler = precision.scaler()
+        assert not self._scaler.is_enabled(), "fp16 needs the host to look at every step"
+        self._vocabulary = vocabulary
+        self._hidden, self._entropy = model.hidden, entropy_
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._ids = _on_device(ids, device)
+        self._span = torch.arange(context_length + 1, device=device)
+        self._starts = torch.zeros(MOST_STEPS, stage.batch_size, dtype=torch.int64, device=device)
+        self._lrs = torch.zeros(MOST_STEPS, device=device)
+        self._results = torch.zeros(MOST_STEPS, 3, device=device)  # loss, gradient norm, 1 if nothing moved
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)  # of the next step in these tables
+        self._lr = torch.zeros((), device=device)
+        for parameters in optimizer.param_groups:
+            parameters["capturable"] = device.type == "cuda"
+        for parameter in model.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._give_optimizer_a_state()
+        self._states = self._state_tensors()
+
+    def is_for(self, optimizer: torch.optim.Optimizer, micro_batch_size: int) -> bool:
+        """Whether all that these steps work on is still in its place; loading a checkpoint moves the optimizer's."""
+        if optimizer is not self._optimizer or micro_batch_size != self._micro_batch_size:
+            return False
+        now = self._state_tensors()
+        return len(now) == len(self._states) and all(a is b for a, b in zip(now, self._states, strict=True))
+
+    def take(self, first: int, starts: Sequence[npt.NDArray[np.int64]], lrs: Sequence[float]) -> list[StepResult]:
+        """Updates number `first` and on: one for each list of window starts, (batch_size,), and learning rate."""
+        n = len(starts)
+        assert n <= MOST_STEPS
+        self._starts[:n] = torch.from_numpy(np.stack(starts))
+        self._lrs[:n] = torch.tensor(lrs)
+        self._place.zero_()
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = self._lr
+        for step in range(first, first + n):
+            torch.manual_seed(seed_of_step(self._stage.seed, step))
+            if self._graph is not None:
+                self._graph.replay()
+            else:
+                self._step()
+        self._optimizer.found_inf = None  # type: ignore[attr-defined]
+        rows = self._results[:n].tolist()  # here the host waits for the device
+        return [StepResult(loss, norm, applied=not skipped) for loss, norm, skipped in rows]
+
+    def speed_up(self, way: Way, starts: npt.NDArray[np.int64]) -> None:
+        """Compile and capture, and prove on one batch that the numbers are still those of the plain step.
+
+        Weights and optimizer are afterwards what they were. Raises whatever the compiler or the driver raises, and
+        ArithmeticError if the numbers differ; the steps are then the plain ones again.
+        """
+        kept = [tensor.clone() for tensor in self._everything_that_moves()]
+        try:
+            expected = self._rehearse(starts, kept)
+            if way.compiled:
+                self._hidden = torch.compile(self._model.hidden, dynamic=False)
+                self._entropy = torch.compile(fused_entropy_, dynamic=False)
+            if way.graph:
+                self._capture(starts)
+            found = self._rehearse(starts, kept)
+            if not np.allclose(found, expected, rtol=_NEAR, atol=0):
+                raise ArithmeticError(f"loss and gradient norm became {found} and not {expected}")
+        except BaseException:
+            self._hidden, self._entropy, self._graph = self._model.hidden, entropy_, None
+            raise
+        finally:
+            self._put_back(kept)
+
+    def _step(self) -> None:
+        """One update, reading and writing at `_place` in the tables."""
+        windows = self._ids[self._starts[self._place].T + self._span].to(torch.int64) & 0xFFFF
+        self._lr.copy_(self._lrs.index_select(0, self._place)[0])
+        torch._foreach_zero_([p.grad for p in self._model.parameters() if p.grad is not None])
+        loss = accumulate_gradients(
+            self._model,
+            (windows[:, :-1], windows[:, 1:]),
+            micro_batch_size=self._micro_batch_size,
+            seed=None,
+            precision=self._precision,
+            scaler=self._scaler,
+            vocabulary=self._vocabulary,
+            hidden=self._hidden,
+            entropy=self._entropy,
+        )
+        norm = clip_gradients(self._model, self._stage.grad_clip, self._vocabulary)
+        skipped = (~(loss + norm).isfinite()).to(torch.float32)
+        self._optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        self._optimizer.step()
+        self._results.index_copy_(0, self._place, torch.stack((loss, norm, skipped))[None])
+        self._place += 1
+
+    def _capture(self, starts: npt.NDArray[np.int64]) -> None:
+        """Record the kernels of a step, after some on a stream of their own, as CUDA asks for."""
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UP_STEPS):
+                self.take(0, [starts], [0.0])
+        torch.cuda.current_stream().wait_stream(aside)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = self._lr
+        self._place.zero_()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step()
+        self._graph = graph
+
+    def _rehearse(self, starts: npt.NDArray[np.int64], kept: list[Tensor]) -> list[float]:
+        """Loss and norm of two steps from the weights that were kept."""
+        self._put_back(kept)
+        results = self.take(0, [starts, starts], [self._stage.max_lr] * 2)
+        return [number for result in results for number in (result.train_loss, result.grad_norm)]
+
+    def _give_optimizer_a_state(self) -> None:
+        """AdamW makes its moments at its first step; here it is one that moves nothing."""
+        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        if all(self._optimizer.state[parameter] for parameter in parameters):
+            return
+        kept = [parameter.detach().clone() for parameter in parameters]
+        for parameter in parameters:
+            assert parameter.grad is not None
+            parameter.grad.zero_()
+        self._optimizer.step()
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, kept)
+            torch._foreach_zero_(self._state_tensors())
+
+    def _state_tensors(self) -> list[Tensor]:
+        return [tensor for state in self._optimizer.state.values() for tensor in state.values()]
+
+    def _everything_that_moves(self) -> list[Tensor]:
+        return [*(parameter.detach() for parameter in self._model.parameters()), *self._state_tensors()]
+
+    def _put_back(self, kept: list[Tensor]) -> None:
+        with torch.no_grad():
+            for tensor, before in zip(self._everything_that_moves(), kept, strict=True):
+                tensor.copy_(before)
+
+
+def _on_device(ids: npt.NDArray[np.uint16], device: torch.device) -> Tensor:
+    """The bits of all ids as int16, since torch has few operations on uint16; a piece of the file at a time."""
+    there = torch.empty(len(ids), dtype=torch.int16, device=device)
+    for start in range(0, len(ids), _PIECE):
+        there[start : start + _PIECE] = torch.from_numpy(np.array(ids[start : start + _PIECE]).view(np.int16))
+    return there
+
+
+def quickest(steps: DeviceSteps, starts: npt.NDArray[np.int64], ways: Sequence[Way], say: Callable[[str], None]) -> Way:
+    """Take the first of the ways that works here, saying in a line why another one does not; returns it."""
+    for way in ways:
+        try:
+            steps.speed_up(way, starts)
+            return way
+        except Exception as error:  # compilers and drivers raise errors of all kinds
+            if is_out_of_memory(error):
+                raise
+            first_line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            say(f"going on without {way.words}: {first_line}")
+    return Way(compiled=False, graph=False)

@@ -1,0 +1,319 @@
+"""Steps that run ahead on a device equal single steps; what does not work on a machine is said and done without.
+
+Here the device is the CPU: all but the CUDA graph itself runs as on a GPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_engine import elsewhere, run_of, with_stage
+from test_step import FP32, PLAIN, STAGE, everything
+from torch import Tensor
+from torch.nn import functional as F
+
+from model import GPT
+from storyladder import engine, starting
+from storyladder.engine import train_stage
+from storyladder.learning import attention, device_steps, loss
+from storyladder.learning.attention import causal_attention
+from storyladder.learning.device_steps import MOST_STEPS, WAYS, DeviceSteps, Way, quickest
+from storyladder.learning.loss import entropy_, fused_entropy_, next_token_loss
+from storyladder.learning.optimizer import build_optimizer
+from storyladder.learning.step import train_step
+from storyladder.learning.vocabulary import CompactVocabulary
+from storyladder.runtime.run_log import read_records
+from storyladder.settings import Ladder
+from storyladder.stage_files import StageFiles
+
+BuildGPT = Callable[..., GPT]
+IDS = np.random.default_rng(0).integers(0, 39, 400).astype(np.uint16)  # 39 is a mark that a test sets
+T, ROWS = 12, 4
+LRS = [2**-10, 2**-9, 2**-8, 2**-10, 2**-11]  # exact in float32, in which the device keeps them
+COMPILED = Way(compiled=True, graph=False)
+
+
+def some_starts(n: int = len(LRS)) -> list[Any]:
+    return list(np.random.default_rng(1).integers(0, len(IDS) - T - 1, (n, ROWS)))
+
+
+def steps_of(model: GPT, optimizer: torch.optim.Optimizer, ids: Any = IDS, **changes: Any) -> DeviceSteps:
+    asked: dict[str, Any] = {"context_length": T, "micro_batch_size": ROWS, "precision": FP32, "vocabulary": PLAIN}
+    stage = STAGE.__class__(**{**vars(STAGE), "batch_size": ROWS})
+    return DeviceSteps(model, optimizer, ids, stage=stage, device=torch.device("cpu"), **asked | changes)
+
+
+def windows(starts: Any, ids: Any = IDS) -> tuple[Tensor, Tensor]:
+    cut = torch.from_numpy(ids[starts[:, None] + np.arange(T + 1)].astype(np.int64))
+    return cut[:, :-1], cut[:, 1:]
+
+
+def single_steps(model: GPT, first: int = 0, ids: Any = IDS, **changes: Any) -> tuple[list[Any], dict[str, Tensor]]:
+    """The same updates, one by one, from a copy of the model."""
+    model = copy.deepcopy(model)
+    optimizer = build_optimizer(model, STAGE)
+    asked: dict[str, Any] = {"micro_batch_size": ROWS, "precision": FP32, "vocabulary": PLAIN} | changes
+    results = [
+        train_step(
+            model, optimizer, windows(starts, ids), stage=STAGE, step=first + k, lr=lr, scaler=FP32.scaler(), **asked
+        )
+        for k, (starts, lr) in enumerate(zip(some_starts(), LRS, strict=True))
+    ]
+    return results, everything(model, optimizer)
+
+
+def assert_same(ours: tuple[list[Any], dict[str, Tensor]], theirs: tuple[list[Any], dict[str, Tensor]]) -> None:
+    for mine, other in zip(ours[0], theirs[0], strict=True):
+        assert (mine.train_loss, mine.grad_norm) == pytest.approx((other.train_loss, other.grad_norm), rel=1e-6)
+        assert mine.applied == other.applied
+    assert ours[1].keys() == theirs[1].keys()
+    for name, tensor in ours[1].items():
+        torch.testing.assert_close(tensor, theirs[1][name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize(("dropout", "micro"), [(0.0, ROWS), (0.0, 1), (0.3, ROWS)])
+def test_running_ahead_equals_single_steps(small_gpt: BuildGPT, dropout: float, micro: int) -> None:
+    model = small_gpt(dropout=dropout)
+    expected = single_steps(model, first=7, micro_batch_size=micro)
+    optimizer = build_optimizer(model, STAGE)
+    steps = steps_of(model, optimizer, micro_batch_size=micro)
+    results = steps.take(7, some_starts()[:2], LRS[:2]) + steps.take(9, some_starts()[2:], LRS[2:])
+    assert_same((results, everything(model, optimizer)), expected)
+
+
+def test_a_compact_vocabulary_runs_ahead_too(small_gpt: BuildGPT) -> None:
+    seen = torch.arange(60) < 39
+    vocabulary = CompactVocabulary(seen)
+    model = small_gpt(vocab_size=vocabulary.n_rows)
+    expected = single_steps(model, vocabulary=vocabulary)
+    optimizer = build_optimizer(model, STAGE)
+    results = steps_of(model, optimizer, vocabulary=vocabulary).take(0, some_starts(), LRS)
+    assert_same((results, everything(model, optimizer)), expected)
+
+
+def test_ids_above_32767_are_read_as_they_are_and_files_in_pieces(
+    small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_steps, "_PIECE", 64)
+    ids = np.random.default_rng(2).integers(32_000, 40_000, 400).astype(np.uint16)
+    model = small_gpt(vocab_size=40_000, n_embd=4, n_layer=1)
+    vocabulary = CompactVocabulary(torch.ones(40_000, dtype=torch.bool))
+    expected = single_steps(model, ids=ids, vocabulary=vocabulary)
+    optimizer = build_optimizer(model, STAGE)
+    results = steps_of(model, optimizer, ids, vocabulary=vocabulary).take(0, some_starts(), LRS)
+    assert_same((results, everything(model, optimizer)), expected)
+
+
+def test_a_step_whose_loss_is_no_number_moves_nothing_and_the_next_goes_on(small_gpt: BuildGPT) -> None:
+    ids = IDS.copy()
+    starts = some_starts()
+    ids[starts[2][1] + 3] = 39  # in a window of the third step
+    bad = [bool((windows(places, ids)[0] == 39).any()) for places in starts]
+    assert bad[2] and not all(bad)
+
+    class Poisoned(GPT):
+        def hidden(self, idx_BT: Tensor, cache: Any = None) -> Tensor:
+            return super().hidden(idx_BT, cache) * torch.where((idx_BT == 39).any(), math.nan, 1.0)
+
+    model = small_gpt()
+    model.__class__ = Poisoned
+    expected = single_steps(model, ids=ids)
+    optimizer = build_optimizer(model, STAGE)
+    results = steps_of(model, optimizer, ids).take(0, starts, LRS)
+    assert [not result.applied for result in results] == bad
+    for mine, other in zip(results, expected[0], strict=True):
+        assert mine.applied == other.applied
+    for name, tensor in everything(model, optimizer).items():
+        torch.testing.assert_close(tensor, expected[1][name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_single_steps_may_follow_and_go_on_from_there(small_gpt: BuildGPT) -> None:
+    model = small_gpt()
+    expected = single_steps(model)
+    optimizer = build_optimizer(model, STAGE)
+    results = steps_of(model, optimizer).take(0, some_starts()[:3], LRS[:3])
+    for k in (3, 4):
+        asked: dict[str, Any] = {"precision": FP32, "scaler": FP32.scaler(), "vocabulary": PLAIN}
+        batch = windows(some_starts()[k])
+        results.append(
+            train_step(model, optimizer, batch, stage=STAGE, step=k, lr=LRS[k], micro_batch_size=ROWS, **asked)
+        )
+    assert_same((results, everything(model, optimizer)), expected)
+
+
+def test_another_optimizer_state_or_micro_batch_needs_other_steps(small_gpt: BuildGPT) -> None:
+    model = small_gpt()
+    optimizer = build_optimizer(model, STAGE)
+    steps = steps_of(model, optimizer)
+    assert steps.is_for(optimizer, ROWS)
+    steps.take(0, some_starts(), LRS)
+    assert steps.is_for(optimizer, ROWS)
+    assert not steps.is_for(optimizer, 2) and not steps.is_for(build_optimizer(model, STAGE), ROWS)
+    state = next(iter(optimizer.state.values()))
+    state["exp_avg"] = state["exp_avg"].clone()
+    assert not steps.is_for(optimizer, ROWS)
+
+
+# --- compiling, and machines where it does not work -------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_code_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile traces as ever and leaves making machine code out, which takes a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+
+
+@pytest.mark.usefixtures("no_code_generator")
+def test_speeding_up_leaves_weights_and_optimizer_and_the_numbers_as_they_were(small_gpt: BuildGPT) -> None:
+    model = small_gpt()
+    expected = single_steps(model)
+    optimizer = build_optimizer(model, STAGE)
+    steps = steps_of(model, optimizer)
+    before = everything(model, optimizer)
+    assert quickest(steps, some_starts()[0], [COMPILED], pytest.fail) == COMPILED
+    assert steps._hidden is not model.hidden
+    for name, tensor in everything(model, optimizer).items():
+        assert torch.equal(tensor, before[name]), name
+    assert_same((steps.take(0, some_starts(), LRS), {}), (expected[0], {}))  # weights drift apart by rounding
+
+
+def test_wrong_numbers_of_a_compiler_are_noticed_and_done_without(
+    small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: lambda *arguments: 1.1 * function(*arguments))
+    model = small_gpt()
+    expected = single_steps(model)
+    optimizer = build_optimizer(model, STAGE)
+    steps, said = steps_of(model, optimizer), list[str]()
+    assert quickest(steps, some_starts()[0], [COMPILED], said.append) == WAYS[-1]
+    assert len(said) == 1 and said[0].startswith("going on without compiled: loss and gradient norm became")
+    assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
+
+
+def test_without_compiler_and_graphs_each_is_said_in_a_line_and_training_goes_on(
+    small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("no Triton here\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model = small_gpt()
+    expected = single_steps(model)
+    optimizer = build_optimizer(model, STAGE)
+    steps, said = steps_of(model, optimizer), list[str]()
+    assert quickest(steps, some_starts()[0], WAYS, said.append) == WAYS[-1]
+    assert said[0] == "going on without compiled + CUDA graph: no Triton here"
+    assert len(said) == 2 and said[1].startswith("going on without CUDA graph: ")  # there is none on a CPU
+    assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
+
+
+def test_memory_that_runs_out_on_the_way_is_for_the_caller(
+    small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hungry(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", hungry)
+    model = small_gpt()
+    with pytest.raises(torch.OutOfMemoryError):
+        quickest(steps_of(model, build_optimizer(model, STAGE)), some_starts()[0], WAYS, pytest.fail)
+
+
+# --- what GPUs get: the fused form, padded widths ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_unseen", [0.0, 3.0])
+@pytest.mark.parametrize("gradient", [True, False])
+def test_the_form_for_the_compiler_is_the_plain_one(log_unseen: float, gradient: bool) -> None:
+    scores = torch.randn(9, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets = torch.arange(9) * 2
+    one, other = scores.clone(), scores.clone()
+    found, expected = (form(x, targets, log_unseen, gradient) for form, x in ((fused_entropy_, one), (entropy_, other)))
+    torch.testing.assert_close(found, expected)
+    if gradient:
+        torch.testing.assert_close(one, other)
+
+
+def test_a_padded_vocabulary_is_the_same_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found() -> list[Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        hidden, weight = (torch.randn(*shape, 6, dtype=torch.float64, generator=generator) for shape in ((2, 7), (11,)))
+        hidden.requires_grad_(), weight.requires_grad_()
+        loss = next_token_loss(hidden, weight, torch.arange(14).view(2, 7) % 11, log_unseen=1.5)
+        return [loss.detach(), *torch.autograd.grad(loss, (hidden, weight))]
+
+    plain = found()
+    monkeypatch.setitem(loss._COLUMNS, "cpu", 8)
+    for one, other in zip(found(), plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+
+
+def test_padded_heads_are_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    qkv = torch.randn(2, 9, 3 * 2 * 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain = causal_attention(qkv, 2)
+    widths: list[int] = []
+    real = F.scaled_dot_product_attention
+
+    def watched(q: Tensor, *rest: Any, **named: Any) -> Tensor:
+        widths.append(q.size(-1))
+        return real(q, *rest, **named)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    monkeypatch.setitem(attention._WIDTHS, "cpu", 8)
+    torch.testing.assert_close(causal_attention(qkv, 2), plain, rtol=0, atol=1e-12)
+    assert widths == [8]
+
+
+# --- whole stages -----------------------------------------------------------------------------------------------------
+
+
+def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
+    toy_data: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ladder = with_stage(toy_data, max_steps=12, eval_interval=6, save_interval=100)
+    ladder = replace(ladder, model=replace(ladder.model, dropout=0.0))  # which draws once a step, not a micro-batch
+    single, ahead = elsewhere(ladder, tmp_path, "single"), elsewhere(ladder, tmp_path, "ahead")
+    train_stage(run_of(single), GPT)
+    monkeypatch.setattr(starting, "_may_run_ahead", lambda work: True)
+    blocks: list[int] = []
+    take = DeviceSteps.take
+    monkeypatch.setattr(DeviceSteps, "take", lambda self, *rest: [blocks.append(len(rest[1])), take(self, *rest)][1])
+    train_stage(run_of(ahead), GPT)
+    assert "at a time on the GPU: plain operations" in capsys.readouterr().out
+    assert max(blocks) > 2 and max(blocks) <= MOST_STEPS
+
+    def curve(ladder: Ladder) -> list[Any]:
+        records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+        return [
+            (r["event"], r["step"], pytest.approx(r.get("train_loss", r.get("val_loss")), rel=1e-5))
+            for r in records
+            if r["event"] in ("train", "evaluation")
+        ]
+
+    assert curve(ahead) == curve(single)
+
+
+def test_slow_steps_are_taken_few_at_a_time() -> None:
+    class At:
+        """A place in a stage."""
+
+        def __init__(self, step: int, steps_here: int, seconds_here: float) -> None:
+            self.state = type("State", (), {"step": step})
+            self.stage = STAGE.__class__(**{**vars(STAGE), "max_steps": 500, "eval_interval": 200})
+            self.steps_here, self.seconds_here = steps_here, seconds_here
+
+    def ahead(*place: float) -> int:
+        return engine._steps_until_a_pause(At(*place))  # type: ignore[arg-type]
+
+    assert ahead(0, 0, 0.0) == 2
+    assert ahead(10, 10, 0.01) == 190 and ahead(199, 199, 0.1) == 1 and ahead(450, 450, 0.1) == 50
+    assert ahead(10, 10, 1.0) == 20 and ahead(10, 10, 100.0) == 1
