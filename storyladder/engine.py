@@ -12,13 +12,8 @@ import dataclasses
 import datetime
 import os
 import time
-from collections.abc import Callable
-from pathlib import Path
-
-import torch
 
 from storyladder.command_line import StageRun
-from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.learning.network import BuildModel
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.schedule import lr_at
@@ -27,9 +22,7 @@ from storyladder.planning import fit_to_minutes, measure_speed, plan_lines, refi
 from storyladder.recovery import note_skipped, note_spike, roll_back, steps_within_memory, weights_are_finite
 from storyladder.runtime.checkpoint import (
     Loaded,
-    Payload,
     load_checkpoint,
-    previous_of,
     put_aside,
     save_checkpoint,
 )
@@ -50,18 +43,10 @@ from storyladder.runtime.lock import locked
 from storyladder.runtime.machine import machine_line, peak_memory
 from storyladder.runtime.progress import Progress, duration_words
 from storyladder.runtime.signals import StopRequest, stop_on_signals
-from storyladder.stage_files import (
-    StageFiles,
-    check_shapes,
-    load_result,
-    pack_optimizer,
-    pack_weights,
-    plain_settings,
-    script_of,
-)
+from storyladder.saving import pack_result, save_best, save_file, save_state, what_is_left
+from storyladder.stage_files import StageFiles, check_shapes, load_result, stage_command
 from storyladder.starting import Work, evaluate_now, load_for_all, load_weights, prepare_work, record_start, say_all
 
-_FAILED_SAVES_TO_STOP = 3
 _SECONDS_WITHOUT_LOOKING = 2.0  # for signals, on a GPU that takes many steps at a time
 
 
@@ -94,7 +79,7 @@ def _say_finished(run: StageRun, files: StageFiles) -> None:
     print(
         f"stage {run.stage.name} is finished: {loaded.path.name} has validation loss "
         f"{loaded.payload['val_loss']:.4f} from step {loaded.payload['step']:,}. "
-        f"Start it over with {_command(run, run.stage.name)} --fresh"
+        f"Start it over with {stage_command(run.ladder, run.stage.name)} --fresh"
     )
     if loaded.path != files.result:
         _write_result_anew(files, loaded)
@@ -194,7 +179,7 @@ def _loop(work: Work, progress: Progress) -> None:
         except (DataError, OutOfMemory, OthersFailed, PeerLost):  # nothing has moved yet
             first, work.group = work.group.is_first, ALONE
             if first and weights_are_finite(work):
-                _save(work)
+                save_state(work)
             raise
         seconds = time.perf_counter() - tick
         state.train_seconds += seconds
@@ -288,11 +273,11 @@ def _note_evaluation(work: Work, progress: Progress) -> None:
         work.unsaved_best = {}
         if work.group.is_first:
             work.unsaved_best = {
-                **_payload(work),
+                **pack_result(work),
                 "val_loss": state.best_loss,
                 "train_seconds": state.train_seconds,
             }
-        _save_best(work)
+        save_best(work)
     work.evaluation_seconds = time.perf_counter() - tick
     refit(work)
 
@@ -309,106 +294,32 @@ def _save_is_due(work: Work) -> bool:
     return work.stop.take_save_request() or step % work.stage.save_interval == 0
 
 
-def _payload(work: Work) -> Payload:
-    """What result and resume state have in common."""
-    return {
-        "stage": work.stage.name,
-        "step": work.state.step,
-        "settings": plain_settings(work.run.ladder, work.run.stage, work.start.ancestors),
-        "fitted": work.state.fitted,
-        "data": work.data.fingerprints,
-        "tokenizer": gpt2_tokenizer().fingerprint,
-        "seen_tokens": work.vocabulary.seen_V.to(torch.uint8),
-        "machine": machine_line(work.device, work.precision),
-        "model": pack_weights(work.model, work.vocabulary),
-    }
-
-
 def _save_or_roll_back(work: Work, progress: Progress) -> None:
     """Weights that are not finite are never saved; the state before them is."""
     if weights_are_finite(work):
-        _save(work)
+        save_state(work)
     else:
         roll_back(work, progress, "weights were not finite")
 
 
-def _save_best(work: Work) -> bool:
-    """Write the best weights if they are not on the disk yet; False if it refused. They are kept for the next try."""
-    best = work.unsaved_best
-    if best is not None and _save_file(work, work.files.best, lambda: best, keep_previous=False):
-        work.unsaved_best = None
-    return work.unsaved_best is None
-
-
-def _save(work: Work) -> bool:
-    """Write the resume state; False if the disk refused."""
-    work.saved_at = time.monotonic()
-    if not _save_best(work):
-        return False  # a state that counts on best weights which are not on the disk could not be gone on from
-
-    def payload() -> Payload:
-        return {
-            **_payload(work),
-            "optimizer": pack_optimizer(work.model, work.optimizer, work.vocabulary),
-            "scaler": work.scaler.state_dict(),
-            "progress": dataclasses.asdict(work.state),
-        }
-
-    return _save_file(work, work.files.resume, payload, keep_previous=True)
-
-
-def _save_file(work: Work, path: Path, payload: Callable[[], Payload], *, keep_previous: bool) -> bool:
-    """Save, or warn and go on training; after several failures in a row, SaveFailed.
-
-    The first process of a group saves; all learn how it went.
-    """
-
-    def refusal() -> str | None:
-        try:
-            save_checkpoint(path, payload(), keep_previous=keep_previous)
-        except OSError as error:
-            work.log.write("save failed", step=work.state.step, file=path.name, error=str(error))
-            return str(error.strerror)
-        return None
-
-    why = work.group.first(refusal)
-    if why is None:
-        work.failed_saves = 0
-        return True
-    work.failed_saves += 1
-    say(f"\nwarning: {path.name} could not be saved ({why}); going on")
-    if work.failed_saves >= _FAILED_SAVES_TO_STOP:
-        raise SaveFailed(f"{work.failed_saves} saves in a row failed ({why}); {_what_is_left(work)}")
-    return False
-
-
-def _what_is_left(work: Work) -> str:
-    """The last good file, and what to type once there is room again."""
-    states = [file for file in (work.files.resume, previous_of(work.files.resume)) if file.exists()]
-    good = next((str(file) for file in (*states, work.files.best) if file.exists()), "none")
-    # Without any resume state the stage can only begin anew, and best weights are never trained over unasked.
-    flag = "" if states or good == "none" else " --fresh"
-    return f"the last good file is {good}. Make room, then run {_command(work.run, work.stage.name)}{flag} again"
-
-
 def _leave(work: Work) -> None:
     """Save and leave, as a signal asked."""
-    saved = weights_are_finite(work) and _save(work)
+    saved = weights_are_finite(work) and save_state(work)
     words = f"saved at step {work.state.step:,}" if saved else f"NOT saved at step {work.state.step:,}"
-    say(f"{words}; {_command(work.run, work.stage.name)} goes on from what is saved")
+    say(f"{words}; {stage_command(work.run.ladder, work.stage.name)} goes on from what is saved")
     work.stop.check()
 
 
 def _finish(work: Work) -> None:
     """Give the best weights their final name and say what is next."""
     state = work.state
-    if not _save_best(work):
-        raise SaveFailed(f"{work.files.best} could not be written; {_what_is_left(work)}")
+    if not save_best(work):
+        raise SaveFailed(f"{work.files.best} could not be written; {what_is_left(work)}")
     best = _best_weights(work)
-    if not _save_file(work, work.files.result, lambda: best.payload, keep_previous=False):
+    if not save_file(work, work.files.result, lambda: best.payload, keep_previous=False):
         raise SaveFailed(
             f"{work.files.result} could not be written; the weights are safe in {work.files.best}. "
-            f"Make room, then run {_command(work.run, work.stage.name)} again"
+            f"Make room, then run {stage_command(work.run.ladder, work.stage.name)} again"
         )
     if work.group.is_first:
         work.files.forget_resume_state()
@@ -429,12 +340,12 @@ def _finish(work: Work) -> None:
     names = [stage.name for stage in work.run.ladder.stages]
     following = names[names.index(work.stage.name) + 1 :]
     last = work.run.ladder.command("generate.py") + ' --prompt "Once upon a time"'
-    print(f"next: {_command(work.run, following[0]) if following else last}")
+    print(f"next: {stage_command(work.run.ladder, following[0]) if following else last}")
 
 
 def _best_weights(work: Work) -> Loaded:
     """The best weights of a stage that is at its end."""
-    again = _command(work.run, work.stage.name)
+    again = stage_command(work.run.ladder, work.stage.name)
     if work.state.best_step < 0:
         raise TrainingFailed(
             f"stage {work.stage.name} ended at step {work.state.step:,} without best weights: no validation "
@@ -449,8 +360,3 @@ def _best_weights(work: Work) -> Loaded:
             f"{work.files.best} is gone; run {again} again, which counts the best anew from its last save on"
         )
     return best
-
-
-def _command(run: StageRun, stage_name: str) -> str:
-    """What the user types to train a stage of this preset."""
-    return run.ladder.command(script_of(stage_name))

@@ -124,6 +124,11 @@ def script_of(stage_name: str) -> str:
     return {"tiny": "train_tiny.py", "children": "train_children.py", "simple": "train_simp.py"}[stage_name]
 
 
+def stage_command(ladder: Ladder, stage_name: str) -> str:
+    """What the user types to train a stage of this preset."""
+    return ladder.command(script_of(stage_name))
+
+
 def plain_settings(ladder: Ladder, stage: StageConfig, ancestors: list[dict[str, Any]]) -> dict[str, Any]:
     """Model and stage settings as plain values, behind those that the ancestors were really trained with."""
     return {

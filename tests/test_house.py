@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("storyladder.telling",),
     ("storyladder.command_line",),
     ("storyladder.starting",),
+    ("storyladder.saving",),
     ("storyladder.recovery",),
     ("storyladder.planning",),
     ("storyladder.engine",),

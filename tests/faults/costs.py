@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from model import GPT
-from storyladder import engine
+from storyladder import saving
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TokenWriter, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
@@ -38,7 +38,7 @@ def lines() -> list[str]:
         load_weights(work, GPT)
         step_now(work, step=0)  # allocates and warms up
         step = _median(lambda: step_now(work, step=0), 2)
-        state = _median(lambda: engine._save(work), _TIMES)
+        state = _median(lambda: saving.save_state(work), _TIMES)
         best = _median(lambda: _save_best(work), _TIMES)
         sizes = [path.stat().st_size / 1e6 for path in (work.files.resume, work.files.best)]
     return [
@@ -85,8 +85,8 @@ def _open(ladder: Ladder) -> None:
 
 def _save_best(work: Work) -> None:
     """As after an evaluation that found the best weights so far."""
-    work.unsaved_best = {**engine._payload(work), "val_loss": 1.0, "train_seconds": 1.0}
-    assert engine._save_best(work)
+    work.unsaved_best = {**saving.pack_result(work), "val_loss": 1.0, "train_seconds": 1.0}
+    assert saving.save_best(work)
 
 
 def _median(action: Callable[[], object], times: int) -> float:
