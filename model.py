@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from storyladder.learning.activation import gelu
 from storyladder.learning.attention import causal_attention, merge_heads, split_heads
 from storyladder.learning.dropout import Dropout
+from storyladder.learning.layer_norm import LayerNorm
+from storyladder.learning.linear import Linear
 from storyladder.settings import ModelConfig
 
 
@@ -24,8 +26,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values in one product
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd)  # queries, keys and values in one product
+        self.c_proj = Linear(config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, past: list[Tensor] | None = None) -> Tensor:
         qkv_BTE = self.c_attn(x)
@@ -47,7 +49,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_fc = Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,9 +61,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.ln_1 = LayerNorm(config.n_embd)
         self.attn = Attention(config)
-        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.ln_2 = LayerNorm(config.n_embd)
         self.mlp = MLP(config)
         self.drop = Dropout(config.dropout)
 

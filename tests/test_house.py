@@ -42,6 +42,8 @@ ONLY = {
         "storyladder.learning.activation",
         "storyladder.learning.attention",
         "storyladder.learning.dropout",
+        "storyladder.learning.layer_norm",
+        "storyladder.learning.linear",
     ),
 }
 STANDARD_LIBRARY_ONLY = ("storyladder.settings", "storyladder.command_line", "storyladder.runtime.errors", "config")

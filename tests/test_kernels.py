@@ -9,17 +9,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from storyladder.learning import activation, attention, dropout, kernels, loss
+from storyladder.learning import activation, attention, dropout, kernels, layer_norm, linear, loss
 from storyladder.learning.activation import gelu
 from storyladder.learning.attention import _Attention, causal_attention, merge_heads, split_heads
 from storyladder.learning.dropout import Dropout
 from storyladder.learning.kernels import DropoutKey, Kernels, cpu_kernels
+from storyladder.learning.layer_norm import LayerNorm
+from storyladder.learning.linear import Linear
 from storyladder.learning.loss import next_token_loss
 
-MODULES = (activation, attention, dropout, loss)
+MODULES = (activation, attention, dropout, layer_norm, linear, loss)
 HALF = [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)]
 pytestmark = pytest.mark.skipif(cpu_kernels() is None, reason="no C compiler here")
 
@@ -98,6 +100,20 @@ def test_causal_softmax_and_its_way_back(compiled: Kernels, T: int, dtype: torch
     assert not back[:, ahead].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("B", "T", "H", "D"), [(1, 1, 1, 1), (2, 33, 3, 31), (3, 7, 2, 32), (2, 65, 8, 42)])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_heads_are_split_and_merged_element_by_element(
+    compiled: Kernels, parts: int, B: int, T: int, H: int, D: int, dtype: torch.dtype
+) -> None:
+    x_BTE = some(B, T, parts * H * D).to(dtype)
+    split = compiled.split_heads(x_BTE, parts, H)
+    assert torch.equal(split, x_BTE.view(B, T, parts, H, D).permute(2, 0, 3, 1, 4).reshape(parts, B * H, T, D))
+    assert torch.equal(compiled.merge_heads(split, H), x_BTE)
+    one = torch.randn(B, parts * H * D, T).to(dtype).mT
+    assert torch.equal(compiled.merge_heads(compiled.split_heads(one, parts, H), H), one), "not contiguous"
+
+
 def test_softmax_of_huge_scores_does_not_overflow(compiled: Kernels) -> None:
     probs = compiled.causal_softmax_(torch.tensor([[[5e4, 0.0], [-3e38, 3e38]]]), 1.0)
     close(probs, torch.eye(2)[None], 1e-30)
@@ -125,6 +141,93 @@ def test_attention_goes_by_products_in_bf16_only_and_never_for_long_texts() -> N
     assert "_Attention" in way(1, 8, 12, dtype=torch.bfloat16)
     assert "_Attention" not in way(1, 8, 12, dtype=torch.float32) + way(1, 8, 12, dtype=torch.float64)
     assert "_Attention" not in way(1, 1025, 12, dtype=torch.bfloat16)
+
+
+# --- linear layers and LayerNorm --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("N", "C"), [(1, 1), (3, 17), (128, 16), (129, 40), (391, 336)])
+def test_column_sums(compiled: Kernels, N: int, C: int, dtype: torch.dtype) -> None:
+    x_NC = some(N, C).to(dtype)
+    sums = compiled.column_sums(x_NC)
+    assert sums.dtype == torch.float32
+    torch.testing.assert_close(sums.double(), x_NC.double().sum(0), rtol=1e-6, atol=1e-6 * N)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), HALF)
+@pytest.mark.parametrize(("N", "C"), [(1, 2), (3, 17), (128, 16), (130, 336)])
+def test_layer_norm_and_its_way_back(compiled: Kernels, N: int, C: int, dtype: torch.dtype, tolerance: float) -> None:
+    x, weight, bias, grad = some(N, C).float() + 3, some(C, seed=1).float(), some(C, seed=2).float(), some(N, C, seed=3)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    expected = F.layer_norm(exact[0], (C,), *exact[1:], eps=1e-2)
+    expected.backward(grad.to(dtype).double())
+    y, moments_N2 = compiled.layer_norm(x, weight, bias, 1e-2, dtype)
+    assert y.dtype == dtype and y.shape == x.shape
+    close(y, expected.detach(), 4 * tolerance)
+    for ours, theirs in zip(compiled.layer_norm_back(grad.to(dtype), x, weight, moments_N2), exact, strict=True):
+        assert theirs.grad is not None and ours.dtype == torch.float32
+        torch.testing.assert_close(ours.double(), theirs.grad, rtol=1e-4, atol=1e-4)
+
+
+def layer(kind: str) -> nn.Module:
+    torch.manual_seed(4)
+    made = {"ours": Linear, "torch": nn.Linear, "our norm": LayerNorm, "torch's norm": nn.LayerNorm}[kind]
+    module: nn.Module = made(96, 40) if "norm" not in kind else made(96)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    return module
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [("ours", "torch"), ("our norm", "torch's norm")])
+@pytest.mark.parametrize("wide", [torch.float32, torch.bfloat16, torch.float64])
+def test_our_layers_equal_torchs(ours: str, theirs: str, wide: torch.dtype) -> None:
+    """Under autocast within bf16's rounding, otherwise bit for bit; gradients have the parameters' types."""
+    one, other = layer(ours), layer(theirs)
+    assert {name: p.shape for name, p in one.named_parameters()} == {n: p.shape for n, p in other.named_parameters()}
+    found = []
+    for module in (one, other):
+        if wide == torch.float64:
+            module.double()
+        x = some(7, 128, 96).to(torch.float64 if wide == torch.float64 else torch.float32).requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=wide == torch.bfloat16):
+            y = module(x)
+        gradients = torch.autograd.grad(y, (x, *module.parameters()), some(*y.shape, seed=1).to(y.dtype))
+        assert [g.dtype for g in gradients] == [x.dtype, *(p.dtype for p in module.parameters())]
+        found.append((y.detach(), *gradients))
+    for mine, torchs in zip(*found, strict=True):
+        assert (mine - torchs).norm() <= (1e-2 if wide == torch.bfloat16 else 0) * torchs.norm()
+
+
+def test_our_layers_go_their_own_way_in_bf16_and_with_gradients_only() -> None:
+    x = some(7, 128, 96).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer("ours")(x).grad_fn.name() == "_LinearBackward"
+        assert layer("our norm")(x).grad_fn.name() == "_LayerNormBackward"
+        assert layer("our norm")(x).dtype == layer("ours")(x.bfloat16()).dtype == torch.bfloat16
+        assert layer("our norm")(x[0, :2]).grad_fn.name() == "NativeLayerNormBackward0", "too small to pay"
+        with torch.no_grad():
+            assert torch.equal(layer("ours")(x), layer("torch")(x))
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert layer("ours")(x).dtype == torch.float16 and layer("our norm")(x).dtype == torch.float32
+
+
+def test_a_linear_layer_computes_only_the_gradients_that_are_asked_for() -> None:
+    module, x = layer("ours"), some(3, 96).float()
+    weight, bias = module.parameters()
+    weight.requires_grad_(False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = module(x)
+    (gradient,) = torch.autograd.grad(y.float().sum(), bias)
+    assert (gradient == 3).all()
+    assert y.grad_fn.next_functions[0][0] is y.grad_fn.next_functions[1][0] is None
+
+
+def test_the_gradient_of_a_linear_layers_bias_is_summed_in_float32() -> None:
+    module, x = layer("ours"), torch.ones(513, 96)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        module(x).float().sum().backward()
+    assert module.bias.grad is not None and (module.bias.grad == 513).all(), "513 is no bf16"
 
 
 # --- dropout ----------------------------------------------------------------------------------------------------------
@@ -181,7 +284,12 @@ def test_cross_entropy_and_its_gradient(
 def test_what_is_no_number_comes_out_as_none(compiled: Kernels, bad: float, place: int) -> None:
     x = torch.zeros(2, 41)
     x[0, place] = bad
-    assert not compiled.cross_entropy_(x.clone(), torch.tensor([3, 3]), last_offset=1.0, gradient=True)[0].isfinite()
+    for row in (x, x.bfloat16()):
+        used = row.clone()
+        losses = compiled.cross_entropy_(used, torch.tensor([3, 3]), last_offset=1.0, gradient=True)
+        assert not losses[0].isfinite() and losses[1].isfinite() and not used[0].isfinite().all()
+    assert not compiled.layer_norm(x, torch.ones(41), torch.zeros(41), 1e-5, torch.bfloat16)[0][0].isfinite().any()
+    assert not compiled.column_sums(x.bfloat16())[place].isfinite()
     scores = torch.zeros(1, 41, 41)
     scores[0, 40, place] = bad
     assert not compiled.causal_softmax_(scores, 1.0)[0, 40].isfinite().all()
@@ -193,15 +301,18 @@ def test_what_is_no_number_comes_out_as_none(compiled: Kernels, bad: float, plac
 
 
 def gradients_of_a_step() -> list[Tensor]:
-    """Through every kernel: GELU, dropout, attention in bf16, loss with a shared row."""
-    x = some(4, 64, 32).float().requires_grad_()
-    weight = some(96, 32, seed=1, scale=0.1).float().requires_grad_()
+    """Through every kernel: layers, GELU, dropout, attention in bf16, loss with a shared row."""
     torch.manual_seed(3)
+    x = some(4, 64, 32).float().requires_grad_()
+    project, norm = Linear(32, 96), LayerNorm(288)
+    nn.init.constant_(project.bias, 0.1)
+    weight = some(96, 32, seed=1, scale=0.1).float().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = Dropout(0.2)(causal_attention(F.linear(x, weight), 4), onto=x)
-        hidden = Dropout(0.2)(gelu(F.linear(hidden.repeat(1, 1, 9), weight.repeat(1, 9))).chunk(3, dim=-1)[0], onto=x)
+        hidden = Dropout(0.2)(causal_attention(project(x), 4), onto=x)
+        wide = norm(hidden.repeat(1, 1, 9))
+        hidden = Dropout(0.2)(gelu(F.linear(wide, weight.repeat(1, 9))).chunk(3, dim=-1)[0], onto=x)
         loss = next_token_loss(hidden, weight, torch.arange(256).view(4, 64) % 96, log_unseen=2.0)
-    return [loss.detach(), *torch.autograd.grad(loss / 256, (x, weight))]
+    return [loss.detach(), *torch.autograd.grad(loss / 256, (x, weight, *project.parameters(), *norm.parameters()))]
 
 
 def test_with_and_without_kernels_a_step_is_the_same(request: pytest.FixtureRequest) -> None:
@@ -212,13 +323,16 @@ def test_with_and_without_kernels_a_step_is_the_same(request: pytest.FixtureRequ
 
 
 def test_one_thread_and_several_do_the_same(compiled: Kernels) -> None:
-    x, targets = some(40, 5000).float(), torch.arange(40)
+    x, targets, tall = some(40, 5000).float(), torch.arange(40), some(700, 50).float()
     threads, found = torch.get_num_threads(), []
     try:
         for n in (1, 2, 5):
             torch.set_num_threads(n)
             scores = x.clone()
-            found.append((compiled.cross_entropy_(scores, targets, last_offset=0.0, gradient=True), scores))
+            losses = compiled.cross_entropy_(scores, targets, last_offset=0.0, gradient=True)
+            y, moments_N2 = compiled.layer_norm(tall, tall[0], tall[1], 1e-5, torch.bfloat16)
+            back = compiled.layer_norm_back(y, tall, tall[0], moments_N2)
+            found.append((losses, scores, compiled.column_sums(tall), y, *back))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for others in found[1:] for a, b in zip(found[0], others, strict=True))

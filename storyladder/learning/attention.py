@@ -53,32 +53,30 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, qkv_BTE: Tensor, n_head: int) -> Tensor:
-        B, T, E = qkv_BTE.shape
-        D = E // 3 // n_head
+        D = qkv_BTE.size(-1) // 3 // n_head
         kernels = kernels_for(qkv_BTE)
         assert kernels is not None
         with torch.autocast("cpu", enabled=False):
-            qkv_3NTD = qkv_BTE.view(B, T, 3, n_head, D).permute(2, 0, 3, 1, 4).reshape(3, B * n_head, T, D)
+            qkv_3NTD = kernels.split_heads(qkv_BTE, 3, n_head)
             q_NTD, k_NTD, v_NTD = qkv_3NTD
             probs_NTT = kernels.causal_softmax_(torch.bmm(q_NTD, k_NTD.mT), 1 / math.sqrt(D))
             y_NTD = torch.bmm(probs_NTT, v_NTD)
         ctx.n_head = n_head
         ctx.save_for_backward(qkv_3NTD, probs_NTT)
-        return merge_heads(y_NTD.view(B, n_head, T, D))
+        return kernels.merge_heads(y_NTD[None], n_head)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         qkv_3NTD, probs_NTT = ctx.saved_tensors
         q_NTD, k_NTD, v_NTD = qkv_3NTD
-        N, T, D = q_NTD.shape
-        B, H = N // ctx.n_head, ctx.n_head
+        D = q_NTD.size(-1)
         kernels = kernels_for(probs_NTT)
         assert kernels is not None
         with torch.autocast("cpu", enabled=False):
-            grad_NTD = grads[0].view(B, T, H, D).transpose(1, 2).reshape(N, T, D)
+            (grad_NTD,) = kernels.split_heads(grads[0], 1, ctx.n_head)
             grad_3NTD = torch.empty_like(qkv_3NTD)
             torch.bmm(probs_NTT.mT, grad_NTD, out=grad_3NTD[2])
             grad_NTT = kernels.causal_softmax_back_(probs_NTT, torch.bmm(grad_NTD, v_NTD.mT), 1 / math.sqrt(D))
             torch.bmm(grad_NTT, k_NTD, out=grad_3NTD[0])
             torch.bmm(grad_NTT.mT, q_NTD, out=grad_3NTD[1])
-        return grad_3NTD.view(3, B, H, T, D).permute(1, 3, 0, 2, 4).reshape(B, T, 3 * H * D), None
+        return kernels.merge_heads(grad_3NTD, ctx.n_head), None

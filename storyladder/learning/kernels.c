@@ -9,10 +9,12 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
-#define BLOCK 4096  /* elements that a thread takes at a time */
+#define TOKENS 32    /* tokens whose heads a thread moves at a time */
+#define BLOCK 4096   /* elements that a thread takes at a time */
 
 INLINE float from_bits(uint32_t bits) { float x; memcpy(&x, &bits, 4); return x; }
 INLINE uint32_t to_bits(float x) { uint32_t bits; memcpy(&bits, &x, 4); return bits; }
@@ -117,6 +119,111 @@ void causal_softmax_back(const void *probs, void *grad, long rows, long T, float
         else softmax_row_back(at(probs, r * T, 0), at(grad, r * T, 0), r % T + 1, T, scale, 0);
 }
 
+/* --- heads of attention: (B, T, S, H, D) to (S, B, H, T, D) and back; S is 3 for queries, keys and values, else 1 ---- */
+
+INLINE void copy(char *to, const char *from, long bytes) {
+    if (bytes < 64) { memcpy(to, from, bytes); return; }
+    for (long i = 0; i < bytes - 64; i += 64) memcpy(to + i, from + i, 64);  /* a constant size takes one instruction */
+    memcpy(to + bytes - 64, from + bytes - 64, 64);
+}
+
+/* `merge` is the way back; `bytes` are those of D elements. A few tokens at a time, whose rows stay in the cache. */
+void move_heads(const char *from, char *to, long B, long T, long S, long H, long bytes, int merge) {
+    #pragma omp parallel for schedule(static) collapse(2)
+    for (long b = 0; b < B; b++)
+        for (long first = 0; first < T; first += TOKENS)
+            for (long i = 0; i < S * H; i++)
+                for (long t = first; t < smaller(first + TOKENS, T); t++) {
+                    long mixed = ((b * T + t) * S * H + i) * bytes;
+                    long apart = (((i / H * B + b) * H + i % H) * T + t) * bytes;
+                    copy(to + (merge ? mixed : apart), from + (merge ? apart : mixed), bytes);
+                }
+}
+
+/* --- sums of the columns of x (rows, C), ROWS rows at a time: partials (rows / ROWS rounded up, C) ----------------- */
+
+#define ROWS 128  /* fixed, so that the sums do not depend on the number of threads */
+
+INLINE void add_rows(const void *x, float *sums, long rows, long C, int half) {
+    memset(sums, 0, C * sizeof *sums);
+    long r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        const void *a = at(x, r * C, half), *b = at(a, C, half), *c = at(b, C, half), *d = at(c, C, half);
+        #pragma omp simd
+        for (long j = 0; j < C; j++) sums[j] += (get(a, j, half) + get(b, j, half)) + (get(c, j, half) + get(d, j, half));
+    }
+    for (; r < rows; r++) {
+        #pragma omp simd
+        for (long j = 0; j < C; j++) sums[j] += get(x, r * C + j, half);
+    }
+}
+
+void column_sums(const void *x, float *partials, long rows, long C, int half) {
+    #pragma omp parallel for schedule(static)
+    for (long r = 0; r < rows; r += ROWS) {
+        long n = smaller(ROWS, rows - r);
+        if (half) add_rows(at(x, r * C, 1), partials + r / ROWS * C, n, C, 1);
+        else add_rows(at(x, r * C, 0), partials + r / ROWS * C, n, C, 0);
+    }
+}
+
+/* --- LayerNorm of float32 x (rows, C); `moments` (rows, 2) are mean and 1 / deviation ------------------------------ */
+
+INLINE void norm_row(const float *x, const float *weight, const float *bias, void *y, float *moments, long C, float eps,
+                     int half) {
+    float sum = 0.0f, square = 0.0f;
+    #pragma omp simd reduction(+ : sum)
+    for (long j = 0; j < C; j++) sum += x[j];
+    float mean = sum / C;
+    #pragma omp simd reduction(+ : square)
+    for (long j = 0; j < C; j++) square += (x[j] - mean) * (x[j] - mean);
+    float inverse = 1.0f / sqrtf(square / C + eps);
+    #pragma omp simd
+    for (long j = 0; j < C; j++) put(y, j, (x[j] - mean) * inverse * weight[j] + bias[j], half);
+    moments[0] = mean, moments[1] = inverse;
+}
+
+void layer_norm(const float *x, const float *weight, const float *bias, void *y, float *moments, long rows, long C,
+                float eps, int half) {
+    #pragma omp parallel for schedule(static)
+    for (long r = 0; r < rows; r++)
+        if (half) norm_row(x + r * C, weight, bias, at(y, r * C, 1), moments + 2 * r, C, eps, 1);
+        else norm_row(x + r * C, weight, bias, at(y, r * C, 0), moments + 2 * r, C, eps, 0);
+}
+
+INLINE void norm_row_back(const void *grad, const float *x, const float *weight, float mean, float inverse,
+                          float *grad_x, float *grad_weight, float *grad_bias, long C, int half) {
+    float dot = 0.0f, sum = 0.0f;
+    #pragma omp simd reduction(+ : dot, sum)
+    for (long j = 0; j < C; j++) {
+        float g = get(grad, j, half), normed = (x[j] - mean) * inverse;
+        grad_weight[j] += g * normed;
+        grad_bias[j] += g;
+        dot += g * weight[j] * normed;
+        sum += g * weight[j];
+    }
+    dot /= C, sum /= C;
+    #pragma omp simd
+    for (long j = 0; j < C; j++)
+        grad_x[j] = inverse * (get(grad, j, half) * weight[j] - sum - (x[j] - mean) * inverse * dot);
+}
+
+/* The gradient of x, and those of weight and bias as partials (rows / ROWS rounded up, 2, C) over ROWS rows each. */
+void layer_norm_back(const void *grad, const float *x, const float *weight, const float *moments, float *grad_x,
+                     float *partials, long rows, long C, int half) {
+    #pragma omp parallel for schedule(static)
+    for (long first = 0; first < rows; first += ROWS) {
+        float *sums = partials + first / ROWS * 2 * C;
+        memset(sums, 0, 2 * C * sizeof *sums);
+        for (long r = first; r < smaller(first + ROWS, rows); r++) {
+            float mean = moments[2 * r], inverse = moments[2 * r + 1];
+            const float *row = x + r * C;
+            if (half) norm_row_back(at(grad, r * C, 1), row, weight, mean, inverse, grad_x + r * C, sums, sums + C, C, 1);
+            else norm_row_back(at(grad, r * C, 0), row, weight, mean, inverse, grad_x + r * C, sums, sums + C, C, 0);
+        }
+    }
+}
+
 /* --- dropout: whether element i stays is a hash of i and two keys, so that the way back needs no mask ------------- */
 
 typedef struct { uint32_t first, second, threshold; float scale; } Dropout;
@@ -158,18 +265,30 @@ void dropped(const float *y, void *out, long n, const Dropout *d, int half) {
 
 /* --- cross-entropy of scores (rows, V), in nats; with `gradient`, that of their sum is written over the scores --- */
 
-INLINE float entropy_row(void *row, long target, long V, float last_offset, int gradient, int half) {
+/* Where there are `exps` (V), the exponentials of the sum are kept there for the gradient; else they are taken twice. */
+INLINE float entropy_row(void *row, long target, long V, float last_offset, int gradient, float *exps, int half) {
     float last = get(row, V - 1, half) + last_offset, top = last, sum = 0.0f;
     #pragma omp simd reduction(max : top)
     for (long j = 0; j < V - 1; j++) top = get(row, j, half) > top ? get(row, j, half) : top;
-    #pragma omp simd reduction(+ : sum)
-    for (long j = 0; j < V - 1; j++) sum += exp_(get(row, j, half) - top);
-    float log_sum = top + logf(sum + exp_(last - top)), right = get(row, target, half);
+    if (exps) {
+        #pragma omp simd reduction(+ : sum)
+        for (long j = 0; j < V - 1; j++) sum += exps[j] = exp_(get(row, j, half) - top);
+    } else {
+        #pragma omp simd reduction(+ : sum)
+        for (long j = 0; j < V - 1; j++) sum += exp_(get(row, j, half) - top);
+    }
+    sum += exp_(last - top);
+    float log_sum = top + logf(sum), inverse = 1.0f / sum, right = get(row, target, half);
     float loss = log_sum - right;  /* the last row as a target is one of the tokens behind it: without the offset */
     if (!gradient) return loss;
     if (target == V - 1) right = last;
-    #pragma omp simd
-    for (long j = 0; j < V - 1; j++) put(row, j, exp_(get(row, j, half) - log_sum), half);
+    if (exps) {
+        #pragma omp simd
+        for (long j = 0; j < V - 1; j++) put(row, j, exps[j] * inverse, half);
+    } else {
+        #pragma omp simd
+        for (long j = 0; j < V - 1; j++) put(row, j, exp_(get(row, j, half) - log_sum), half);
+    }
     put(row, V - 1, exp_(last - log_sum), half);
     put(row, target, exp_(right - log_sum) - 1.0f, half);
     return loss;
@@ -177,8 +296,13 @@ INLINE float entropy_row(void *row, long target, long V, float last_offset, int 
 
 void cross_entropy(void *scores, const int64_t *targets, float *losses, long rows, long V, float last_offset,
                    int gradient, int half) {
-    #pragma omp parallel for schedule(static)
-    for (long r = 0; r < rows; r++)
-        losses[r] = half ? entropy_row(at(scores, r * V, 1), targets[r], V, last_offset, gradient, 1)
-                         : entropy_row(at(scores, r * V, 0), targets[r], V, last_offset, gradient, 0);
+    #pragma omp parallel
+    {
+        float *exps = half && gradient ? malloc(V * sizeof *exps) : NULL;  /* too much for a thread's stack */
+        #pragma omp for schedule(static)
+        for (long r = 0; r < rows; r++)
+            losses[r] = half ? entropy_row(at(scores, r * V, 1), targets[r], V, last_offset, gradient, exps, 1)
+                             : entropy_row(at(scores, r * V, 0), targets[r], V, last_offset, gradient, NULL, 0);
+        free(exps);
+    }
 }

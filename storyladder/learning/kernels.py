@@ -32,6 +32,7 @@ _WIDE = "-mprefer-vector-width=512"
 _COMPILE_SECONDS = 60
 _DTYPES = (torch.float32, torch.bfloat16)
 _LEVELS = 1 << 32
+_ROWS = 128  # ROWS in kernels.c: how many rows a partial sum takes
 
 
 class DropoutKey(ctypes.Structure):
@@ -60,6 +61,10 @@ class Kernels:
             "gelu": (pointer, pointer, pointer, size, flag),
             "causal_softmax": (pointer, size, size, real, flag),
             "causal_softmax_back": (pointer, pointer, size, size, real, flag),
+            "move_heads": (pointer, pointer, size, size, size, size, size, flag),
+            "column_sums": (pointer, pointer, size, size, flag),
+            "layer_norm": (pointer, pointer, pointer, pointer, pointer, size, size, real, flag),
+            "layer_norm_back": (pointer, pointer, pointer, pointer, pointer, pointer, size, size, flag),
             "add_dropped": (pointer, pointer, pointer, size, pointer, flag),
             "dropped": (pointer, pointer, size, pointer, flag),
             "cross_entropy": (pointer, pointer, pointer, size, size, real, flag, flag),
@@ -88,6 +93,52 @@ class Kernels:
         pointers = probs_NTT.data_ptr(), grad_NTT.data_ptr()
         self._library.causal_softmax_back(*pointers, rows, T, scale, _half(probs_NTT))
         return grad_NTT
+
+    def split_heads(self, x_BTE: Tensor, parts: int, n_head: int) -> Tensor:
+        """(B, T, parts * H * D) to (parts, B * H, T, D)."""
+        B, T, E = x_BTE.shape
+        D = E // parts // n_head
+        x_BTE, out = x_BTE.contiguous(), x_BTE.new_empty(parts, B * n_head, T, D)
+        pointers = x_BTE.data_ptr(), out.data_ptr()
+        self._library.move_heads(*pointers, B, T, parts, n_head, D * out.element_size(), False)
+        return out
+
+    def merge_heads(self, x_PNTD: Tensor, n_head: int) -> Tensor:
+        """The way back of split_heads: (parts, B * H, T, D) to (B, T, parts * H * D)."""
+        parts, N, T, D = x_PNTD.shape
+        x_PNTD, out = x_PNTD.contiguous(), x_PNTD.new_empty(N // n_head, T, parts * n_head * D)
+        pointers = x_PNTD.data_ptr(), out.data_ptr()
+        self._library.move_heads(*pointers, N // n_head, T, parts, n_head, D * out.element_size(), True)
+        return out
+
+    def column_sums(self, x_NC: Tensor) -> Tensor:
+        """Sums over the rows, (C,), taken and given in float32."""
+        x_NC = x_NC.contiguous()
+        N, C = x_NC.shape
+        partials = torch.empty(-(-N // _ROWS), C)
+        self._library.column_sums(x_NC.data_ptr(), partials.data_ptr(), N, C, _half(x_NC))
+        return partials.sum(0)
+
+    def layer_norm(
+        self, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """LayerNorm of float32 x over its last dimension, as `dtype`; and the rows' mean and 1 / deviation, (N, 2)."""
+        x, C = x.contiguous(), x.size(-1)
+        y, moments_N2 = torch.empty_like(x, dtype=dtype), torch.empty(x.numel() // C, 2)
+        pointers = (t.data_ptr() for t in (x, weight_C, bias_C, y, moments_N2))
+        self._library.layer_norm(*pointers, len(moments_N2), C, eps, _half(y))
+        return y, moments_N2
+
+    def layer_norm_back(
+        self, grad: Tensor, x: Tensor, weight_C: Tensor, moments_N2: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of x, weight and bias, float32, from that of the output and what layer_norm took and gave."""
+        grad, x, C, N = grad.contiguous(), x.contiguous(), x.size(-1), len(moments_N2)
+        grad_x, partials = torch.empty_like(x), torch.empty(-(-N // _ROWS), 2, C)
+        pointers = (t.data_ptr() for t in (grad, x, weight_C, moments_N2, grad_x, partials))
+        self._library.layer_norm_back(*pointers, N, C, _half(grad))
+        grad_weight_C, grad_bias_C = partials.sum(0)
+        return grad_x, grad_weight_C, grad_bias_C
 
     def add_dropped(self, x: Tensor, y: Tensor, key: DropoutKey) -> Tensor:
         """x + dropout(y), for x in float32."""
