@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,9 @@ from storyladder.corpus.token_file import TokenWriter
 from storyladder.corpus.tokenizer import EOT, gpt2_tokenizer
 from storyladder.runtime.machine import Precision
 from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig, check
+
+if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, which tests of signals would inherit
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TOY_MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, dropout=0.1)
 TOY_TINY = StageConfig(

@@ -9,9 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_engine import run_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model import GPT
+from storyladder import starting
+from storyladder.engine import train_stage
 from storyladder.learning import activation, attention, dropout, kernels, layer_norm, linear, loss
 from storyladder.learning.activation import gelu
 from storyladder.learning.attention import _Attention, causal_attention, merge_heads, split_heads
@@ -20,6 +24,7 @@ from storyladder.learning.kernels import DropoutKey, Kernels, cpu_kernels
 from storyladder.learning.layer_norm import LayerNorm
 from storyladder.learning.linear import Linear
 from storyladder.learning.loss import next_token_loss
+from storyladder.settings import Ladder
 
 MODULES = (activation, attention, dropout, layer_norm, linear, loss)
 HALF = [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)]
@@ -356,6 +361,16 @@ def test_without_a_working_compiler_there_are_none(
     monkeypatch.setattr(shutil, "which", lambda name: compiler)
     assert cpu_kernels.__wrapped__() is None
     assert not list(tmp_path.glob("kernels/*"))
+
+
+def test_a_stage_says_that_it_goes_without(
+    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_stage(run_of(toy_data, plan=True), GPT)
+    assert "compiler" not in capsys.readouterr().err
+    monkeypatch.setattr(starting, "cpu_kernels", lambda: None)
+    train_stage(run_of(toy_data, plan=True), GPT)
+    assert capsys.readouterr().err.count("no working C compiler (cc, gcc or clang) here") == 1
 
 
 def test_other_machines_numbers_and_devices_go_without() -> None:
