@@ -17,7 +17,9 @@ from storyladder.corpus.tokenizer import EOT, gpt2_tokenizer
 from storyladder.runtime.machine import Precision
 from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig, check
 
-if hasattr(signal, "SIGHUP"):  # under nohup it is ignored, which tests of signals would inherit
+# A shell ignores SIGINT in what it starts in the background, and nohup SIGHUP; programs that tests start would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TOY_MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, dropout=0.1)
