@@ -17,7 +17,7 @@ from storyladder.corpus.tokenizer import EOT, gpt2_tokenizer
 from storyladder.runtime.machine import Precision
 from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig, check
 
-# A shell ignores SIGINT in what it starts in the background, and nohup SIGHUP; programs that tests start would inherit it.
+# Shells ignore SIGINT in what they start in the background, nohup SIGHUP; programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
