@@ -223,8 +223,8 @@ def summary(runs: dict[str, list[Run]]) -> dict[str, float | int]:
 def table(runs: dict[str, list[Run]]) -> list[str]:
     """Markdown: median, lowest and highest speed, Storyladder's ratio to it, highest peak memory."""
     lines = [
-        "| preparation | MB/s | lowest to highest | Storyladder is | peak memory |",
-        "| --- | --- | --- | --- | --- |",
+        "| preparation | MB/s | lowest to highest | Storyladder is | MB a CPU second | peak memory |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     ours = statistics.median(run.mb_per_s for run in runs["storyladder"])
     for name, mine in runs.items():
