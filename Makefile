@@ -22,7 +22,6 @@ check: $(VENV)/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -n auto
 
 mutants: $(VENV)/installed-dev
 	$(PY) tests/mutants.py
