@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from storyladder.learning.kernels import kernels_for
 
 _CHUNK_SCORES = {"cpu": 1 << 25, "cuda": 1 << 28}  # scores held at once: 128 MB in fp32; GPUs want large products
-_COLUMNS = {"cuda": 64}  # a multiple that products like: GPUs take 50,304 columns a quarter faster than 50,257
+_COLUMNS = {"cuda": 64}  # a multiple that products like: nanoGPT became a quarter faster with 50,304 columns for 50,257
 
 Entropy = Callable[[Tensor, Tensor, float, bool], Tensor]
 
