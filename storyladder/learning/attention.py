@@ -23,8 +23,8 @@ def causal_attention(qkv_BTE: Tensor, n_head: int) -> Tensor:
     """Every token looks at itself and the tokens before it. Queries, keys and values, (B, T, 3 C), to (B, T, C).
 
     Probabilities get no dropout (GPT-2's did): it would force the slow kernel on CPUs and cuDNN. On a CPU in bf16,
-    batched products of whole score matrices were three to four times as fast as torch's fused kernel in a trial with AMX;
-    in float32 they are not (LOG.md).
+    batched products of whole score matrices were three to four times as fast as torch's fused kernel in a trial with
+    AMX; in float32 they are not (LOG.md).
     """
     T = qkv_BTE.size(1)
     if qkv_BTE.dtype == torch.bfloat16 and 1 < T <= _LONGEST and kernels_for(qkv_BTE) is not None:
