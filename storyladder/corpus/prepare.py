@@ -29,7 +29,7 @@ from storyladder.runtime.errors import DataError
 from storyladder.settings import CorpusConfig
 
 MB = 1_000_000
-_BUNDLE_CHARS = 1 << 21  # of stories that are encoded together
+_BUNDLE_CHARS = 1 << 22  # of stories that are encoded together
 _MOST_WORKERS = 4  # more would wait for the one thread that reads and cleans, and hold a bundle each
 _VAL_SHARE_OF_LIMIT = 0.1  # --limit-mb N: at most N of text for training and a tenth of it for validation
 _PART_NAME = re.compile(r"(.+)\.first-(\d+)-bytes(\.[^.]+)")  # the beginning of a file, as sources.py names it
@@ -201,7 +201,7 @@ def _encoded(stories: Iterable[tuple[Path, str]], tokenizer: Tokenizer, workers:
 
 
 def _bundled(stories: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, list[str]]]:
-    """Stories of the same file together, about two megabytes at a time."""
+    """Stories of the same file together, about four megabytes at a time."""
     open_bundles: dict[Path, list[str]] = {}
     sizes: collections.Counter[Path] = collections.Counter()
     for path, story in stories:
