@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -122,6 +123,52 @@ def test_memory_is_told_in_bytes() -> None:
     free, peak = free_memory(CPU), peak_memory(CPU)
     assert free is not None and everything / 200 < free <= everything
     assert peak is not None and 50e6 < peak <= everything  # torch alone takes more
+
+
+def container(tmp_path: Path, path: str, groups: dict[str, dict[str, str]]) -> None:
+    """What Linux shows a process in control groups, under `tmp_path`: 24 GB in all, 20 of them free."""
+    (tmp_path / "self").mkdir()
+    (tmp_path / "meminfo").write_text("MemTotal: 24000000 kB\nMemAvailable: 20000000 kB\n")
+    (tmp_path / "self" / "cgroup").write_text(path)
+    for folder, files in groups.items():
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (tmp_path / folder / name).write_text(text)
+
+
+def limits(*, most: str, used: int, cache: int = 0, version: int = 2) -> dict[str, str]:
+    """The files of one control group."""
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    else:
+        names = ("memory.max", "memory.current", "inactive_file")
+    return {names[0]: f"{most}\n", names[1]: f"{used}\n", "memory.stat": f"anon 1\n{names[2]} {cache}\n"}
+
+
+UNLIMITED = 20_000_000 * 1024
+
+
+@pytest.mark.parametrize(
+    ("path", "groups", "free"),
+    [
+        ("0::/\n", {}, UNLIMITED),
+        ("0::/\n", {".": limits(most="max", used=5)}, UNLIMITED),
+        ("0::/\n", {".": limits(most="3000", used=1000, cache=200)}, 2200),
+        ("0::/a/b\n", {"a/b": limits(most="9000", used=0), "a": limits(most="500", used=400)}, 100),
+        ("0::/host/only\n", {".": limits(most="700", used=900)}, 0),
+        ("5:cpu:/\n4:memory:/docker/x\n0::/\n", {"memory": limits(most="800", used=300, version=1)}, 500),
+        ("4:memory:/\n", {"memory": limits(most="9223372036854771712", used=1, version=1)}, UNLIMITED),
+        ("nonsense\n", {}, UNLIMITED),
+        ("0::/\n", {".": limits(most="3000", used=1000) | {"memory.stat": "something else\n"}}, UNLIMITED),
+    ],
+)
+def test_the_limit_of_a_container_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, groups: dict[str, dict[str, str]], free: int
+) -> None:
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "groups")
+    container(tmp_path, path, {f"groups/{folder}": files for folder, files in groups.items()})
+    assert free_memory(CPU) == free
 
 
 def test_the_line_names_device_format_reason_and_torch() -> None:

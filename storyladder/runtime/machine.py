@@ -15,6 +15,8 @@ from storyladder.runtime.errors import UserError
 
 GB = 1e9
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+_PROC = Path("/proc")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +104,45 @@ def free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    known = [free for free in (_free_in_system(), _free_in_container()) if free is not None]
+    return min(known, default=None)
+
+
+def _free_in_system() -> int | None:
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
     with contextlib.suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _free_in_container() -> int | None:
+    """What Linux's control groups leave to this process, which /proc/meminfo does not know; None without a limit.
+
+    A process that goes beyond is killed without a word. Read files that wait in memory are given up first: free.
+    """
+    left = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):  # version 2, version 1
+                top = _CGROUPS / controllers
+                own = top / path.lstrip("/")
+                # In a container the path may be the host's, and its files stand at the top; every parent has a say too.
+                left += [_left_in_group(group) for group in (own, *own.parents) if group.is_relative_to(top)]
+    return min((room for room in left if room is not None), default=None)
+
+
+def _left_in_group(group: Path) -> int | None:
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),  # version 2
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
+    ):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no such file; "max" is no number
+            most, taken = (int((group / name).read_text(encoding="ascii")) for name in (limit, used))
+            counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+            return max(0, most - taken + int(counts[cache]))
     return None
 
 

@@ -17,6 +17,7 @@ from storyladder import saving
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TokenWriter, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
+from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder, Paths, StageConfig
 from storyladder.starting import Work, load_weights, prepare_work, step_now
@@ -34,7 +35,8 @@ def lines() -> list[str]:
         _write_tokens(ladder.folder("data") / "train.bin", _TRAIN_TOKENS)
         _write_tokens(ladder.folder("data") / "val.bin", _VAL_TOKENS)
         first, cached = (_median(lambda: _open(ladder), times) for times in (1, _TIMES))
-        work = prepare_work(StageRun(ladder=ladder, stage=ladder.stages[0], device="cpu"), GPT, StopRequest())
+        run = StageRun(ladder=ladder, stage=ladder.stages[0], device="cpu")
+        work = prepare_work(run, GPT, StopRequest(), ALONE)
         load_weights(work, GPT)
         step_now(work, step=0)  # allocates and warms up
         step = _median(lambda: step_now(work, step=0), 2)

@@ -227,7 +227,9 @@ def main(description: str | None) -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", type=Path, help="write the rows into this file")
     flags = parser.parse_args()
+    everything = not (flags.case or flags.fast or flags.words)
     began = time.monotonic()
+    cost_lines = costs.lines() if everything else []  # before the cores are busy
     _warm_up()
     # Memory where there is some: a real fsync takes 40 ms on some disks and adds nothing to what a kill can show.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -239,8 +241,6 @@ def main(description: str | None) -> None:
     if flags.json:
         rows = {str(case): dataclasses.asdict(row) for case, row in ours.items()}
         flags.json.write_text(json.dumps(rows), encoding="utf-8")
-    everything = not (flags.case or flags.fast or flags.words)
-    cost_lines = costs.lines() if everything else []
     seconds = time.monotonic() - began
     if everything:
         RESULTS.write_text(report(ours, theirs, cost_lines, seconds), encoding="utf-8")
