@@ -1,9 +1,15 @@
-"""What safety costs: saving the default model against the time between two saves, and verified data at the start."""
+"""What safety costs: saving the default model against the time between two saves, and verified data at the start.
+
+python tests/faults/costs.py          prints it
+python tests/faults/costs.py --fast   with a small model and few tokens, to see that it works
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project
+
 from model import GPT
 from storyladder import saving
 from storyladder.command_line import StageRun
@@ -19,7 +27,7 @@ from storyladder.corpus.token_file import TokenWriter, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.signals import StopRequest
-from storyladder.settings import Ladder, Paths, StageConfig
+from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig
 from storyladder.starting import Work, load_weights, prepare_work, step_now
 
 _TRAIN_TOKENS = 250_000_000  # half of TinyStories
@@ -27,12 +35,13 @@ _VAL_TOKENS = 200_000
 _TIMES = 3
 
 
-def lines() -> list[str]:
+def lines(*, fast: bool = False) -> list[str]:
     """Sentences for RESULTS.md."""
+    n_tokens = _TRAIN_TOKENS // 1000 if fast else _TRAIN_TOKENS
     torch.set_num_threads(os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as name:
-        ladder = _ladder(Path(name))
-        _write_tokens(ladder.folder("data") / "train.bin", _TRAIN_TOKENS)
+        ladder = _ladder(Path(name), fast=fast)
+        _write_tokens(ladder.folder("data") / "train.bin", n_tokens)
         _write_tokens(ladder.folder("data") / "val.bin", _VAL_TOKENS)
         first, cached = (_median(lambda: _open(ladder), times) for times in (1, _TIMES))
         run = StageRun(ladder=ladder, stage=ladder.stages[0], device="cpu")
@@ -45,7 +54,7 @@ def lines() -> list[str]:
         sizes = [path.stat().st_size / 1e6 for path in (work.files.resume, work.files.best)]
     return [
         *_saving(work.stage, step, state, best, sizes),
-        f"- a token file of {_TRAIN_TOKENS:,} tokens is verified in {first:.2f} s at first and in "
+        f"- a token file of {n_tokens:,} tokens is verified in {first:.2f} s at first and in "
         f"{1000 * cached:.1f} ms when its verdict is remembered",
     ]
 
@@ -65,10 +74,14 @@ def _saving(stage: StageConfig, step: float, state: float, best: float, sizes: l
     ]
 
 
-def _ladder(root: Path) -> Ladder:
-    """One stage with the default model and settings."""
+def _ladder(root: Path, *, fast: bool) -> Ladder:
+    """One stage with the default model and settings, or with small ones."""
     stage = StageConfig(name="tiny", train_file="train.bin", val_file="val.bin", result_file="result.pt")
-    return Ladder(stages=(stage,), paths=Paths(root=str(root)))
+    model = ModelConfig()
+    if fast:
+        stage = dataclasses.replace(stage, batch_size=1)
+        model = ModelConfig(n_layer=1, n_head=2, n_embd=16)
+    return Ladder(model=model, stages=(stage,), paths=Paths(root=str(root)))
 
 
 def _write_tokens(path: Path, n_tokens: int) -> None:
@@ -99,3 +112,7 @@ def _median(action: Callable[[], object], times: int) -> float:
         action()
         seconds.append(time.perf_counter() - tick)
     return statistics.median(seconds)
+
+
+if __name__ == "__main__":
+    print("\n".join(lines(fast="--fast" in sys.argv[1:])))

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,7 +29,6 @@ import cases_data
 import cases_files
 import cases_numbers
 import cases_processes
-import costs
 import torch
 from judging import Injection, Reference, Verdict, judge, reference_of
 from matrix import LEFT_OUT, PARTLY_LEFT_OUT, TITLES
@@ -218,6 +218,13 @@ def report(ours: dict[int, Row], theirs: dict[int, Row], cost_lines: list[str], 
     return "\n".join(parts)
 
 
+def _cost_lines() -> list[str]:
+    """Measured by a process of its own, whose threads no fork inherits, with all cores."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    command = [sys.executable, str(Path(__file__).with_name("costs.py"))]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
 def main(description: str | None) -> None:
     """Run what was asked for and print the table."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -229,7 +236,7 @@ def main(description: str | None) -> None:
     flags = parser.parse_args()
     everything = not (flags.case or flags.fast or flags.words)
     began = time.monotonic()
-    cost_lines = costs.lines() if everything else []  # before the cores are busy
+    cost_lines = _cost_lines() if everything else []  # before the cores are busy
     _warm_up()
     # Memory where there is some: a real fsync takes 40 ms on some disks and adds nothing to what a kill can show.
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -21,3 +21,10 @@ def test_representative_faults_of_the_matrix_are_survived(tmp_path: Path) -> Non
     assert {case: row["problems"] for case, row in rows.items() if row["problems"]} == {}
     assert {int(case) for case, row in rows.items() if row["survived"] == row["injections"] > 0} == CASES
     assert done.stdout.endswith(" survived, 0 checkpoints lost\n")
+
+
+def test_what_safety_costs_can_be_measured() -> None:
+    command = [sys.executable, str(RUN.with_name("costs.py")), "--fast"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stderr == ""
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["default", "saving", "a"]
