@@ -111,8 +111,8 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch raises OutOfMemoryError on CUDA and a plain RuntimeError of its allocators on CPUs and Apple's GPUs."""
-    words = ("can't allocate memory", "backend out of memory")
+    """torch raises OutOfMemoryError on CUDA, and RuntimeErrors of CUDA, its libraries and the other allocators."""
+    words = ("can't allocate memory", "backend out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
