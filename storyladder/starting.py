@@ -125,8 +125,6 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
     check_shares(run.stage, group)
     device = group.together(lambda: pick_device(own_device(run.device, group)))
     precision = pick_precision(device)
-    if device.index is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # graphs are captured on the current one
     if device.type == "cpu":
         keep_freed_memory()
         if cpu_kernels() is None:

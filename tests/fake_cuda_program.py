@@ -130,6 +130,22 @@ def run_ahead(number_format: str, *, compact: bool, micro: int = STAGE.batch_siz
     return f"ran on {steps._results.device}"
 
 
+def rows_of_chunks() -> str:
+    """Rows of scores that exist at once: a compiler makes kernels for each number."""
+    steps = ahead("bf16", compact=False)
+    rows: list[int] = []
+    real = steps._entropy
+
+    def watched(scores_RV: Tensor, *rest: Any) -> Tensor:
+        rows.append(len(scores_RV))
+        return real(scores_RV, *rest)
+
+    steps._entropy = watched
+    with FAKE:
+        steps._step()
+    return f"{rows}"
+
+
 def stops_at(number_format: str) -> str:
     """A single step, up to where the host asks for its loss: the line that it stops at."""
     model, optimizer, rest = parts(number_format, compact=True, n_layer=2)
@@ -207,6 +223,7 @@ if __name__ == "__main__":
         "fp32, whole": lambda: run_ahead("fp32", compact=False),
         "fp16, single": lambda: stops_at("fp16"),
         "bf16, single": lambda: stops_at("bf16"),
+        "chunks": rows_of_chunks,
         "compiled": graphs_of_compiled,
     }
     answers = {}

@@ -14,7 +14,7 @@ import racing
 from racing import Runner
 from running import refusal, run_script
 
-from benchmarks import generation, loss_curve, startup, training, workload
+from benchmarks import generation, loss_curve, startup, training, turns, workload
 from benchmarks.racers import Contender, started_work
 from benchmarks.tellers import ANEW, OURS, THEIRS, Anew, Cached, Telling, Transformers
 from benchmarks.turns import Entry, Measured, race
@@ -65,6 +65,15 @@ def test_who_fails_or_dies_leaves_the_race_and_the_others_go_on(tmp_path: Path) 
     assert found["d"].failure == "RuntimeError: no such track"
     assert found["c"].failure is None and len(found["c"].seconds) == 3
     assert any("no such track" in line for line in said)
+
+
+def test_who_hangs_is_ended_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "_LEAST_PATIENCE", 1.0)
+    runners = [Runner("a", tmp_path / "diary", hangs_at=1), Runner("b", tmp_path / "diary")]
+    entries = [Entry(each.name, racing.build, each) for each in runners]
+    found = race(entries, warmups=1, turns=2, seconds=4, say=silent)
+    assert found["a"].failure == "no answer within 2 s; give it more time with --minutes"
+    assert found["b"].failure is None and len(found["b"].seconds) >= 1
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import functools
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -432,6 +433,7 @@ def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
     single, ahead = elsewhere(ladder, tmp_path, "single"), elsewhere(ladder, tmp_path, "ahead")
     train_stage(run_of(single), GPT)
     monkeypatch.setattr(starting, "_may_run_ahead", lambda work: True)
+    monkeypatch.setattr(starting, "quickest", lambda *rest: [time.sleep(2), quickest(*rest)][1])
     blocks: list[int] = []
     take = DeviceSteps.take
     monkeypatch.setattr(DeviceSteps, "take", lambda self, *rest: [blocks.append(len(rest[1])), take(self, *rest)][1])
@@ -448,6 +450,9 @@ def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
         ]
 
     assert curve(ahead) == curve(single)
+    *_, last = (r for r in read_records(StageFiles.of(ahead, ahead.stage("tiny")).record) if r["event"] == "train")
+    stage = ahead.stage("tiny")
+    assert last["tokens_per_s"] > stage.max_steps * ahead.tokens_per_step(stage) / 2  # getting ready does not count
 
 
 def test_slow_steps_are_taken_few_at_a_time() -> None:

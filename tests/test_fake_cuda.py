@@ -19,6 +19,7 @@ EXPECTED = {
     "fp32, whole": "ran on cuda:0",
     "fp16, single": ASKS_FOR_THE_LOSS,
     "bf16, single": ASKS_FOR_THE_LOSS,
+    "chunks": "[4096, 4096]",
     "compiled": "2 graphs",
 }
 

@@ -56,6 +56,8 @@ def pick_device(name: str) -> torch.device:
     there = str(device) == name and (device.index or 0) < count.get(device.type, 0)
     if not there:
         raise UserError(f"--device {name}: torch {torch.__version__} finds no such device here; try --device auto")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams and graphs are those of the current one
     return device
 
 
