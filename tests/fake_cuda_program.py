@@ -191,7 +191,7 @@ class Traffic(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not func.is_view and "empty" not in str(func):
+        if func.namespace == "aten" and not func.is_view and "empty" not in str(func) and "view" not in str(func):
             flat = torch.utils._pytree.tree_leaves((args, kwargs, out))
             self.bytes += sum(each.numel() * each.element_size() for each in flat if isinstance(each, Tensor))
         return out

@@ -116,13 +116,15 @@ class DeviceSteps:
         self._place.zero_()
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = self._lr
-        for step in range(first, first + n):
-            torch.manual_seed(seed_of_step(self._stage.seed, step))
-            if self._graph is not None:
-                self._graph.replay()
-            else:
-                self._step()
-        self._optimizer.found_inf = None  # type: ignore[attr-defined]
+        try:
+            for step in range(first, first + n):
+                torch.manual_seed(seed_of_step(self._stage.seed, step))
+                if self._graph is not None:
+                    self._graph.replay()
+                else:
+                    self._step()
+        finally:
+            self._forget_skipped()
         rows = self._results[:n].tolist()  # here the host waits for the device
         return [StepResult(loss, norm, applied=not skipped) for loss, norm, skipped in rows]
 
@@ -150,6 +152,7 @@ class DeviceSteps:
             self._hidden, self._entropy, self._graph = self._model.hidden, entropy_, None
             raise
         finally:
+            self._forget_skipped()
             self._put_back(kept)
 
     def _step(self) -> None:
@@ -174,6 +177,10 @@ class DeviceSteps:
         self._optimizer.step()
         self._results.index_copy_(0, self._place, torch.stack((loss, norm, skipped))[None])
         self._place += 1
+
+    def _forget_skipped(self) -> None:
+        """Single steps may follow, which have a word of their own on whether AdamW moves anything."""
+        self._optimizer.found_inf = None  # type: ignore[attr-defined]
 
     def _capture(self, starts: npt.NDArray[np.int64]) -> None:
         """Record the kernels of a step, after some on a stream of their own, as CUDA asks for."""
