@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import racing
+import torch
 from racing import Runner
 from running import refusal, run_script
 
@@ -100,6 +101,22 @@ def test_what_does_not_fit_into_memory_together_races_in_pairs_or_is_left_out() 
     assert training.races_that_fit(needs, anchors, 13.0) == (pairs[1:], ["fp32"])
     assert training.races_that_fit(needs, anchors, 11.0) == ([["ours", "compact"]], ["fp32", "bf16"])
     assert training.races_that_fit(needs, anchors, 2.0) == ([], ["fp32", "bf16", *anchors])
+    more = {**needs, "graph": 2.0}
+    races = [["ours", "compact", "fp32", "graph"], ["ours", "compact", "bf16"]]
+    assert training.races_that_fit(more, anchors, 17.0) == (races, [])
+
+
+@pytest.mark.parametrize(("capability", "ways"), [((9, 0), 4), ((7, 5), 0)])
+def test_on_a_gpu_each_of_the_products_means_races_too(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], ways: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    names = [each.name for each in training.contenders_for("cuda", compiled=False)]
+    means = [training.OURS + words for words in (", compiled + CUDA graph", ", CUDA graph", ", compiled")]
+    means = [*means, f"{training.OURS}, plain operations"][:ways]
+    plain = [*training.PLAIN.values(), f"plain loop, {'bf16' if ways else 'fp32'}, compiled"]
+    assert names == [training.OURS, training.COMPACT, *plain[:2], f"{training.OURS}, one by one", *means, plain[2]]
 
 
 # --- what is made of it -----------------------------------------------------------------------------------------------
