@@ -132,9 +132,10 @@ class Ours(_Trainer):
 
         if contender.way is not None:
             starts = self._work.batches.starts(0)
-            self._work.device_steps, found = device_steps(self._work, starts, [contender.way])
+            said: list[str] = []
+            self._work.device_steps, found = device_steps(self._work, starts, [contender.way], said.append)
             if found != contender.way:
-                raise RuntimeError(f"{contender.way.words} does not work on this machine")
+                raise RuntimeError(said[-1])
         self._one_by_one = contender.one_by_one
 
     def steps(self, first: int, n: int) -> list[float | torch.Tensor]:

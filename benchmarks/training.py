@@ -65,15 +65,22 @@ def races_that_fit(
 ) -> tuple[list[list[str]], list[str]]:
     """Which contenders race together, and those for whom there is not memory enough even alone with the anchors.
 
-    `needs` are bytes by name. All together if they fit into `free`; else every other one in a race of its own with the
-    anchors, which are measured anew in each, so that ratios are taken within a race.
+    `needs` are bytes by name. All together if they fit into `free`; else as many of the others as fit beside the
+    anchors, which are measured anew in each race, so that ratios are taken within one.
     """
     if free is None or sum(needs.values()) <= free:
         return [list(needs)], []
     base = sum(needs[name] for name in anchors)
     others = [name for name in needs if name not in anchors]
     fitting = [name for name in others if base + needs[name] <= free]
-    races = [[*anchors, name] for name in fitting] or ([anchors] if base <= free else [])
+    races: list[list[str]] = []
+    for name in fitting:
+        room = [race for race in races if sum(needs[each] for each in (*race, name)) <= free]
+        if room:
+            room[0].append(name)
+        else:
+            races.append([*anchors, name])
+    races = races or ([anchors] if base <= free else [])
     left_out = [name for name in others if name not in fitting] + ([] if base <= free else anchors)
     return races, left_out
 
@@ -83,17 +90,16 @@ def run_races(
 ) -> tuple[list[dict[str, Measured]], list[str]]:
     """The races one after the other, and who had no room. Every race has an equal share of the time that is left."""
     from benchmarks.racers import Contender, Workload, entry_of, plain_memory
-    from storyladder.learning.memory import predicted_memory
+    from storyladder.learning.memory import fitting_micro_batch, predicted_memory
     from storyladder.runtime.machine import free_memory, pick_device
 
     chosen = pick_device(device)
     stage, model = ladder.stages[0], ladder.model
-    ours = predicted_memory(
-        model, n_rows=model.vocab_size, micro_batch_size=stage.micro_batch_size or 8, device_type=chosen.type
-    )
+    free, rows = free_memory(chosen), model.vocab_size
+    micro = fitting_micro_batch(model, stage, chosen, n_rows=rows, free_bytes=free)
+    ours = predicted_memory(model, n_rows=rows, micro_batch_size=micro, device_type=chosen.type)
     needs = {each.name: plain_memory(ladder) if each.kind == "plain" else ours for each in contenders}
-    anchors = [each.name for each in contenders if each.kind == "ours"]
-    free = free_memory(chosen)
+    anchors = [each.name for each in contenders if each.name in (OURS, COMPACT)]
     groups, left_out = races_that_fit(needs, anchors, None if free is None else free * _MEMORY_SHARE)
     per_turn = _STEPS_PER_TURN.get(chosen.type, 1)
     workload = Workload(ladder=ladder, device=device, steps_per_turn=per_turn)
@@ -267,7 +273,7 @@ def contenders_for(device: str, *, compiled: bool) -> list[Any]:
     """Who races on this device."""
     from benchmarks.racers import Contender
     from storyladder.learning.device_steps import WAYS
-    from storyladder.runtime.machine import pick_device
+    from storyladder.runtime.machine import pick_device, pick_precision
 
     found = [
         Contender(name=OURS, kind="ours", number_format=None),
@@ -277,7 +283,8 @@ def contenders_for(device: str, *, compiled: bool) -> list[Any]:
     ]
     if pick_device(device).type == "cuda":  # what each of the product's means brings; OURS has what it chooses itself
         found.append(Contender(name=f"{OURS}, one by one", kind="ours", one_by_one=True))
-        found += [Contender(name=f"{OURS}, {way.words}", kind="ours", way=way) for way in WAYS]
+        ways = WAYS if pick_precision(pick_device(device)).name != "fp16" else ()  # whose steps never run ahead
+        found += [Contender(name=f"{OURS}, {way.words}", kind="ours", way=way) for way in ways]
     if compiled or pick_device(device).type == "cuda":
         number_format = _product_format(device)
         name = f"plain loop, {number_format}, compiled"

@@ -22,6 +22,8 @@ Reading = dict[str, Any]  # what a turn measured; "seconds" is what counts
 _SLOW_TURN = 60.0  # seconds; a contender whose first turn takes longer gets no second warm-up and
 _SLOW_TURNS = 3  # this many timed turns
 _PATIENCE = 10.0  # seconds for a process to end by itself
+_DAY = 24 * 3600.0
+_LEAST_PATIENCE = 60.0  # seconds for an answer, also where the time of the race is over
 
 
 class Racer(Protocol):
@@ -60,9 +62,12 @@ class Seat:
         self._process.start()
         theirs.close()
 
-    def answer(self) -> dict[str, Any]:
-        """What it says next: its facts, then an answer to every `ask`. ContenderFailed if it could not."""
+    def answer(self, patience: float) -> dict[str, Any]:
+        """What it says next: its facts, then an answer to every `ask`. ContenderFailed if it could not in time."""
         try:
+            if not self._pipe.poll(patience):
+                self._process.kill()  # or it would work on beside the others
+                raise ContenderFailed(f"no answer within {patience:.0f} s; give it more time with --minutes")
             good, said = self._pipe.recv()
         except (EOFError, ConnectionError):
             self._process.join(_PATIENCE)
@@ -108,6 +113,7 @@ class Measured:
     facts: dict[str, Any]
     say: Say = lambda _: None
     readings: list[Reading] = dataclasses.field(default_factory=list)
+    patience: Callable[[], float] = lambda: _LEAST_PATIENCE  # seconds for the next answer
     slow: bool = False
     cold: bool = False  # there was no time for a warm-up
     failure: str | None = None
@@ -115,7 +121,7 @@ class Measured:
     def hear(self, seat: Seat) -> dict[str, Any] | None:
         """What the contender answers, or None, with the reason noted, if it failed."""
         try:
-            return seat.answer()
+            return seat.answer(self.patience())
         except ContenderFailed as error:
             self.failure = str(error)
             self.say(f"{seat.name}: {error}")
@@ -140,15 +146,20 @@ def race(entries: Iterable[Entry], *, warmups: int, turns: int, seconds: float, 
     """Let contenders take turns for about `seconds`: first the warm-ups, then at most `turns` timed turns each.
 
     The time ends the race between two rounds, never before the first timed one is complete, unless the warm-up has used
-    it up: then the last turn of the warm-up is the reading, and said to be cold. Who fails leaves the race.
+    it up: then the last turn of the warm-up is the reading, and said to be cold. Who fails leaves the race, and so does
+    who takes half of its time for one answer.
     """
     deadline = time.monotonic() + seconds
+
+    def patience() -> float:
+        return max(_LEAST_PATIENCE, min(seconds / 2, deadline - time.monotonic(), _DAY))
+
     measured: dict[str, Measured] = {}
     seats: list[Seat] = []
     try:
         seats += [Seat(entry) for entry in entries]
         for seat in seats:  # which are getting ready all at once
-            measured[seat.name] = Measured({}, say)
+            measured[seat.name] = Measured({}, say, patience=patience)
             measured[seat.name].facts = measured[seat.name].hear(seat) or {}
         _warm_up(seats, measured, warmups, deadline)
         _timed_rounds(seats, measured, warmups, turns, deadline, say)

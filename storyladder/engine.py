@@ -173,7 +173,7 @@ def _loop(work: Work, progress: Progress) -> None:
             _leave(work)
         if work.group.is_first and time.monotonic() - work.saved_at >= 60 * work.stage.save_minutes:
             work.stop.request_save()
-        tick = time.perf_counter()
+        tick, preparing = time.perf_counter(), work.seconds_preparing
         try:
             results = steps_within_memory(work, progress.say, step=state.step, n=_steps_until_a_pause(work))
         except (DataError, OutOfMemory, OthersFailed, PeerLost):  # nothing has moved yet
@@ -184,7 +184,7 @@ def _loop(work: Work, progress: Progress) -> None:
         seconds = time.perf_counter() - tick
         state.train_seconds += seconds
         work.steps_here += len(results)
-        work.seconds_here += seconds
+        work.seconds_here += seconds - (work.seconds_preparing - preparing)
         _note_steps(work, results, progress)
         refit(work)
         work.seconds_between += time.perf_counter() - tick - seconds

@@ -113,6 +113,7 @@ class Work:
     steps_here: int = 0  # made by this process
     seconds_here: float = 0.0  # that they took
     seconds_between: float = 0.0  # taken by records and saves between them
+    seconds_preparing: float = 0.0  # taken by compiling and capturing them
     evaluation_seconds: float = 0.0  # of the last one
     failed_saves: int = 0
     unsaved_best: Payload | None = None  # best weights that the disk has refused so far
@@ -450,9 +451,11 @@ def steps_now(work: Work, *, step: int, n: int) -> list[StepResult]:
     starts = [work.batches.starts(number + work.state.batch_offset) for number in numbers]
     if work.device_steps is None or not work.device_steps.is_for(work.optimizer, work.micro_batch_size):
         work.device_steps = None  # frees its memory before the next one takes its own
+        tick = time.perf_counter()
         # A compiler's minute is won back by long stages only.
         long = work.stage.max_steps - work.state.step >= _STEPS_TO_COMPILE_FOR
-        work.device_steps, way = device_steps(work, starts[0], WAYS if long else WAYS[1:])
+        work.device_steps, way = device_steps(work, starts[0], [way for way in WAYS if long or not way.compiled])
+        work.seconds_preparing += time.perf_counter() - tick
         print(f"steps run up to {MOST_STEPS} at a time on the GPU: {way.words}", flush=True)
     return work.device_steps.take(step, starts, [lr_at(number, work.stage) for number in numbers])
 
@@ -467,7 +470,9 @@ def _may_run_ahead(work: Work) -> bool:
     return free is not None and work.data.train.ids.nbytes < _SHARE_FOR_TOKENS * free
 
 
-def device_steps(work: Work, starts: npt.NDArray[np.int64], ways: Sequence[Way]) -> tuple[DeviceSteps, Way]:
+def device_steps(
+    work: Work, starts: npt.NDArray[np.int64], ways: Sequence[Way], tell: Callable[[str], None] = say
+) -> tuple[DeviceSteps, Way]:
     """Steps that run ahead, and the first of the ways that works on this machine, tried on the batch that `starts`."""
     steps = DeviceSteps(
         work.model,
@@ -480,7 +485,7 @@ def device_steps(work: Work, starts: npt.NDArray[np.int64], ways: Sequence[Way])
         vocabulary=work.vocabulary,
         device=work.device,
     )
-    return steps, quickest(steps, starts, ways, say)
+    return steps, quickest(steps, starts, ways, tell)
 
 
 def evaluate_now(work: Work, windows: ValidationWindows) -> Evaluation:

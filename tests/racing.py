@@ -18,6 +18,7 @@ class Runner:
     seconds: tuple[float, ...] = (1.0,)
     fails_at: int | None = None
     dies_at: int | None = None
+    hangs_at: int | None = None
     sleeps: float = 0.0
     compiled: bool = False
 
@@ -30,7 +31,7 @@ class Runner:
             raise ValueError("my leg\nhurts")
         if number == self.dies_at:
             os._exit(9)
-        time.sleep(self.sleeps)
+        time.sleep(self.sleeps if number != self.hangs_at else 3600)
         with self.diary.open("a", encoding="utf-8") as file:
             file.write(f"{self.name}{number} ")
         return {"seconds": self.seconds[number % len(self.seconds)]}

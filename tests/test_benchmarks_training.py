@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import racing
+import torch
 from racing import Runner
 from running import refusal, run_script
 
-from benchmarks import generation, loss_curve, startup, training, workload
+from benchmarks import generation, loss_curve, startup, training, turns, workload
 from benchmarks.racers import Contender, started_work
 from benchmarks.tellers import ANEW, OURS, THEIRS, Anew, Cached, Telling, Transformers
 from benchmarks.turns import Entry, Measured, race
@@ -67,6 +68,15 @@ def test_who_fails_or_dies_leaves_the_race_and_the_others_go_on(tmp_path: Path) 
     assert any("no such track" in line for line in said)
 
 
+def test_who_hangs_is_ended_and_the_others_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "_LEAST_PATIENCE", 1.0)
+    runners = [Runner("a", tmp_path / "diary", hangs_at=1), Runner("b", tmp_path / "diary")]
+    entries = [Entry(each.name, racing.build, each) for each in runners]
+    found = race(entries, warmups=1, turns=2, seconds=4, say=silent)
+    assert found["a"].failure == "no answer within 2 s; give it more time with --minutes"
+    assert found["b"].failure is None and len(found["b"].seconds) >= 1
+
+
 @pytest.mark.slow
 def test_a_budget_takes_rounds_away_and_without_time_the_warm_up_is_the_reading(tmp_path: Path) -> None:
     entries = [Entry("a", racing.build, Runner("a", tmp_path / "diary", sleeps=0.6))]
@@ -91,6 +101,22 @@ def test_what_does_not_fit_into_memory_together_races_in_pairs_or_is_left_out() 
     assert training.races_that_fit(needs, anchors, 13.0) == (pairs[1:], ["fp32"])
     assert training.races_that_fit(needs, anchors, 11.0) == ([["ours", "compact"]], ["fp32", "bf16"])
     assert training.races_that_fit(needs, anchors, 2.0) == ([], ["fp32", "bf16", *anchors])
+    more = {**needs, "graph": 2.0}
+    races = [["ours", "compact", "fp32", "graph"], ["ours", "compact", "bf16"]]
+    assert training.races_that_fit(more, anchors, 17.0) == (races, [])
+
+
+@pytest.mark.parametrize(("capability", "ways"), [((9, 0), 4), ((7, 5), 0)])
+def test_on_a_gpu_each_of_the_products_means_races_too(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], ways: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    names = [each.name for each in training.contenders_for("cuda", compiled=False)]
+    means = [training.OURS + words for words in (", compiled + CUDA graph", ", CUDA graph", ", compiled")]
+    means = [*means, f"{training.OURS}, plain operations"][:ways]
+    plain = [*training.PLAIN.values(), f"plain loop, {'bf16' if ways else 'fp32'}, compiled"]
+    assert names == [training.OURS, training.COMPACT, *plain[:2], f"{training.OURS}, one by one", *means, plain[2]]
 
 
 # --- what is made of it -----------------------------------------------------------------------------------------------

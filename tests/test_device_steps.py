@@ -5,10 +5,12 @@ Here the device is the CPU: all but the CUDA graph itself runs as on a GPU.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,7 +197,7 @@ def test_wrong_numbers_of_a_compiler_are_noticed_and_done_without(
     optimizer = build_optimizer(model, STAGE)
     steps, said = steps_of(model, optimizer), list[str]()
     assert quickest(steps, some_starts()[0], [COMPILED], said.append) == WAYS[-1]
-    assert len(said) == 1 and said[0].startswith("going on without compiled: loss and gradient norm became")
+    assert len(said) == 1 and said[0].startswith("going on without compiled: the numbers became loss ")
     assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
 
 
@@ -212,7 +214,8 @@ def test_without_compiler_and_graphs_each_is_said_in_a_line_and_training_goes_on
     steps, said = steps_of(model, optimizer), list[str]()
     assert quickest(steps, some_starts()[0], WAYS, said.append) == WAYS[-1]
     assert said[0] == "going on without compiled + CUDA graph: no Triton here"
-    assert len(said) == 2 and said[1].startswith("going on without CUDA graph: ")  # there is none on a CPU
+    assert len(said) == 3 and said[1].startswith("going on without CUDA graph: ")  # there is none on a CPU
+    assert said[2] == "going on without compiled: no Triton here"
     assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
 
 
@@ -226,6 +229,153 @@ def test_memory_that_runs_out_on_the_way_is_for_the_caller(
     model = small_gpt()
     with pytest.raises(torch.OutOfMemoryError):
         quickest(steps_of(model, build_optimizer(model, STAGE)), some_starts()[0], WAYS, pytest.fail)
+
+
+# --- CUDA graphs, with a stand-in for the driver ----------------------------------------------------------------------
+
+
+class Driver:
+    """What torch.cuda has for graphs, as far as a capture asks for it; replaying calls what was captured."""
+
+    def __init__(self, breaks: bool = False, empty: bool = False) -> None:
+        self.breaks, self.empty = breaks, empty
+        self.streams = ["default"]  # the current one is the last
+        self.done: list[str] = []
+        self.step: Callable[[], None] = lambda: None
+
+    def install(self, monkeypatch: pytest.MonkeyPatch, steps: DeviceSteps) -> None:
+        self.step = steps._step
+        for name in ("Stream", "current_stream", "stream", "graph", "CUDAGraph", "graph_pool_handle"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "default_generators", (self,))
+        for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+            monkeypatch.setattr(torch._C, name, functools.partial(self.note, name), raising=False)
+
+    def note(self, *words: Any) -> None:
+        self.done.append(" ".join(map(str, words)))
+
+    def Stream(self, name: str = "aside") -> Any:
+        note = self.note
+        return type(
+            "Stream", (), {"name": name, "device": torch.device("cuda:0"), "wait_stream": lambda *_: note("waited")}
+        )
+
+    def current_stream(self) -> Any:
+        return self.Stream(self.streams[-1])
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before = list(self.streams)
+        self.streams.append(stream.name)
+        try:
+            yield
+        finally:
+            self.streams = before
+
+    @contextlib.contextmanager
+    def graph(self, _: Any, pool: Any) -> Iterator[None]:
+        self.streams.append("capture")  # and it stays there when the end of the capture raises, as torch's does
+        yield
+        if self.breaks:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.streams.pop()
+
+    def CUDAGraph(self) -> Any:
+        driver = self
+        return type("Graph", (), {"replay": lambda _: driver.note("replayed") if driver.empty else driver.step()})()
+
+    def graph_pool_handle(self) -> tuple[int, int]:
+        return (0, 7)
+
+    def clone_state(self) -> str:
+        return "fresh"
+
+    def graphsafe_set_state(self, state: str) -> None:
+        self.note("generator", state)
+
+
+GRAPH = Way(compiled=False, graph=True)
+
+
+def test_a_captured_step_is_replayed_from_the_weights_that_were_there(
+    small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, driver = small_gpt(), Driver()
+    expected = single_steps(model)
+    optimizer = build_optimizer(model, STAGE)
+    steps = steps_of(model, optimizer)
+    driver.install(monkeypatch, steps)
+    assert quickest(steps, some_starts()[0], [GRAPH], pytest.fail) == GRAPH
+    assert driver.streams == ["default"] and driver.done == ["waited", "waited"]
+    assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
+
+
+def test_a_graph_that_runs_nothing_is_noticed(small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, driver, said = small_gpt(), Driver(empty=True), list[str]()
+    steps = steps_of(model, build_optimizer(model, STAGE))
+    driver.install(monkeypatch, steps)
+    assert quickest(steps, some_starts()[0], [GRAPH], said.append) == WAYS[-1]
+    assert said[0].startswith("going on without CUDA graph: the numbers became loss nan, norm nan, ")
+
+
+def test_a_step_that_learns_nothing_is_noticed_though_its_losses_are_right(
+    small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, driver, said = small_gpt(), Driver(), list[str]()
+    optimizer = build_optimizer(model, STAGE)
+    steps = steps_of(model, optimizer)
+    driver.install(monkeypatch, steps)
+
+    def idle() -> None:
+        kept = [parameter.detach().clone() for parameter in model.parameters()]
+        steps._step()
+        with torch.no_grad():
+            torch._foreach_copy_(list(model.parameters()), kept)
+
+    driver.step = idle
+    assert quickest(steps, some_starts()[0], [GRAPH], said.append) == WAYS[-1]
+    assert "update 0 and not" in said[0]
+
+
+def test_after_a_capture_that_breaks_torch_is_as_before(small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, driver, said = small_gpt(), Driver(breaks=True), list[str]()
+    expected = single_steps(model)
+    optimizer = build_optimizer(model, STAGE)
+    steps = steps_of(model, optimizer)
+    driver.install(monkeypatch, steps)
+    assert quickest(steps, some_starts()[0], [GRAPH], said.append) == WAYS[-1]
+    assert said == ["going on without CUDA graph: operation failed due to a previous error during capture"]
+    ended = ["_cuda_endAllocateToPool 0 (0, 7)", "_cuda_releasePool 0 (0, 7)", "generator fresh"]
+    assert driver.streams == ["default"] and driver.done[2:] == ended
+    assert optimizer.found_inf is None  # type: ignore[attr-defined]
+    assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
+
+
+def test_compiling_is_kept_where_only_graphs_do_not_work(small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    model, driver, said = small_gpt(), Driver(breaks=True), list[str]()
+    steps = steps_of(model, build_optimizer(model, STAGE))
+    driver.install(monkeypatch, steps)
+    assert quickest(steps, some_starts()[0], WAYS, said.append) == COMPILED and len(said) == 2
+
+
+def test_what_a_compiler_says_first_is_not_what_it_says(small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("backend='inductor' raised:\nTritonMissing: no working triton\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    model, said = small_gpt(), list[str]()
+    quickest(steps_of(model, build_optimizer(model, STAGE)), some_starts()[0], [COMPILED], said.append)
+    assert said == ["going on without compiled: TritonMissing: no working triton"]
+
+
+def test_other_draws_of_dropout_are_no_other_numbers(small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    model = small_gpt(dropout=0.02)
+    steps = steps_of(model, build_optimizer(model, STAGE))
+    real, other = torch.manual_seed, iter(range(1000))
+    monkeypatch.setattr(torch, "manual_seed", lambda _: real(next(other)))  # as a compiler, which has draws of its own
+    assert quickest(steps, some_starts()[0], [COMPILED], pytest.fail) == COMPILED
 
 
 # --- what GPUs get: the fused form, padded widths ---------------------------------------------------------------------
@@ -284,6 +434,7 @@ def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
     single, ahead = elsewhere(ladder, tmp_path, "single"), elsewhere(ladder, tmp_path, "ahead")
     train_stage(run_of(single), GPT)
     monkeypatch.setattr(starting, "_may_run_ahead", lambda work: True)
+    monkeypatch.setattr(starting, "quickest", lambda *rest: [time.sleep(2), quickest(*rest)][1])
     blocks: list[int] = []
     take = DeviceSteps.take
     monkeypatch.setattr(DeviceSteps, "take", lambda self, *rest: [blocks.append(len(rest[1])), take(self, *rest)][1])
@@ -300,6 +451,9 @@ def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
         ]
 
     assert curve(ahead) == curve(single)
+    *_, last = (r for r in read_records(StageFiles.of(ahead, ahead.stage("tiny")).record) if r["event"] == "train")
+    stage = ahead.stage("tiny")
+    assert last["tokens_per_s"] > stage.max_steps * ahead.tokens_per_step(stage) / 2  # getting ready does not count
 
 
 def test_slow_steps_are_taken_few_at_a_time() -> None:

@@ -13,7 +13,15 @@ from running import PROJECT
 
 from storyladder.runtime import machine
 from storyladder.runtime.errors import UserError
-from storyladder.runtime.machine import Precision, cpu_precision, free_memory, peak_memory, pick_device, pick_precision
+from storyladder.runtime.machine import (
+    Precision,
+    cpu_precision,
+    free_memory,
+    is_out_of_memory,
+    peak_memory,
+    pick_device,
+    pick_precision,
+)
 
 CPU = torch.device("cpu")
 
@@ -37,8 +45,26 @@ def test_cuda_comes_before_mps_and_mps_before_the_cpu(
 
 def test_a_device_asked_for_by_name_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, cuda=2, mps=True)
+    current: list[str] = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: current.append(str(device)))
     for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps"):
         assert str(pick_device(name)) == name
+    assert current == ["cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.0 GB)"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    ],
+)
+def test_memory_that_runs_out_is_recognised(error: Exception) -> None:
+    assert is_out_of_memory(error) and not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access"))
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps", "xpu", "meta", "cpu:1"])

@@ -88,6 +88,8 @@ def _chunks(
         weight_VC = F.pad(weight_VC, (0, 0, 0, padding))
     N, V = len(hidden_NC), len(weight_VC)
     rows = max(1, min(N, scores_at_once(device) // V))
+    if device != "cpu":
+        rows = -(-N // -(-N // rows))  # chunks of one size, for each of which a compiler would make kernels of its own
     scores = torch.empty(rows, V, dtype=dtype, device=hidden_NC.device)
     loss = torch.zeros((), dtype=wide, device=hidden_NC.device)
     with torch.autocast(device, enabled=False):

@@ -58,6 +58,8 @@ def pick_device(name: str) -> torch.device:
     there = str(device) == name and (device.index or 0) < count.get(device.type, 0)
     if not there:
         raise UserError(f"--device {name}: torch {torch.__version__} finds no such device here; try --device auto")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # streams and graphs are those of the current one
     return device
 
 
@@ -147,8 +149,8 @@ def _left_in_group(group: Path) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch raises OutOfMemoryError on CUDA and a plain RuntimeError of its allocators on CPUs and Apple's GPUs."""
-    words = ("can't allocate memory", "backend out of memory")
+    """torch raises OutOfMemoryError on CUDA, and RuntimeErrors of CUDA, its libraries and the other allocators."""
+    words = ("can't allocate memory", "backend out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
