@@ -25,7 +25,7 @@ from storyladder.settings import Ladder, Paths
 
 _PATIENCE = 90  # seconds that a busy machine may need
 STAGES: dict[str, dict[str, Any]] = {
-    "memory": {"batch_size": 32, "micro_batch_size": 16},
+    "memory": {"batch_size": 128, "micro_batch_size": 32, "max_steps": 4},
     "numbers": {"max_steps": 26, "eval_interval": 30},
     "minutes": {"max_steps": 1000, "eval_interval": 1000},
     "nothing": {"save_interval": 100},
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write_toy_tokens: Callable[
     folder = tmp_path_factory.mktemp("stages")
     for case in STAGES:
         ladder = ladder_of(folder, case)
-        write_toy_tokens(ladder.folder("data") / TOY_TINY.train_file)
+        write_toy_tokens(ladder.folder("data") / TOY_TINY.train_file, n_tokens=5000)
         write_toy_tokens(ladder.folder("data") / TOY_TINY.val_file, seed=10)
         text = f"from storyladder.settings import *\nPRESETS = ({ladder!r},)\n"
         (folder / f"{case}.py").write_text(text, encoding="utf-8")
@@ -94,14 +94,14 @@ def records_of(ladder: Ladder, event: str) -> list[dict[str, Any]]:
 
 
 def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_of_all(folder: Path, tmp_path: Path) -> None:
-    """In an evaluation of the first; in the second for the sum of gradients, for AdamW's state, and in a forward."""
+    """In an evaluation of the first; in the second for a batch, a sum of gradients, AdamW's state, and in a forward."""
     ladder = ladder_of(folder, "memory")
     alone = elsewhere(ladder, tmp_path, "alone")
     train_stage(run_of(alone), GPT)
     first, second = found_by_both(folder, "memory")
     assert first["error"] == "NoneType: None" and first == second
     events = [(record["step"], record["micro_batch_size"]) for record in records_of(ladder, "out of memory")]
-    assert events == [(0, 8), (0, 4), (0, 2), (3, 1)]
+    assert events == [(0, 16), (0, 8), (0, 4), (0, 2), (3, 1)]
     assert_same_curve(alone, ladder)
 
 
