@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from storyladder.runtime.errors import SettingsError, UserError, user_errors
+from storyladder.runtime.errors import SettingsError, UserError, speaks, user_errors
 from storyladder.settings import DEFAULT_PRESET, PROJECT, Ladder, StageConfig, check, misspelt_fields, nearest
 
 
@@ -31,6 +31,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """What argparse says, as the user's mistake."""
         raise UserError(f"{message}; see python {self.prog} --help")
+
+    def print_help(self, file: Any = None) -> None:
+        """Once, however many processes torchrun has started."""
+        if speaks():
+            super().print_help(file)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """The flags; a UserError names the nearest flag for one that does not exist."""

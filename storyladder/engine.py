@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import os
 import time
+from collections.abc import Iterator
 
 from storyladder.command_line import StageRun
 from storyladder.learning.network import BuildModel
@@ -19,7 +20,14 @@ from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.schedule import lr_at
 from storyladder.learning.step import StepResult
 from storyladder.planning import fit_to_minutes, measure_speed, plan_lines, refit, seconds_left
-from storyladder.recovery import note_skipped, note_spike, roll_back, steps_within_memory, weights_are_finite
+from storyladder.recovery import (
+    evaluation_within_memory,
+    note_skipped,
+    note_spike,
+    roll_back,
+    steps_within_memory,
+    weights_are_finite,
+)
 from storyladder.runtime.checkpoint import (
     Loaded,
     load_checkpoint,
@@ -45,7 +53,7 @@ from storyladder.runtime.progress import Progress, duration_words
 from storyladder.runtime.signals import StopRequest, stop_on_signals
 from storyladder.saving import pack_result, save_best, save_file, save_state, what_is_left
 from storyladder.stage_files import StageFiles, check_shapes, load_result, stage_command
-from storyladder.starting import Work, evaluate_now, load_for_all, load_weights, prepare_work, record_start, say_all
+from storyladder.starting import Work, load_for_all, load_weights, prepare_work, record_start, say_all
 
 _SECONDS_WITHOUT_LOOKING = 2.0  # for signals, on a GPU that takes many steps at a time
 
@@ -66,9 +74,10 @@ def train_stage(run: StageRun, build_model: BuildModel) -> None:
                 group.first(lambda: _say_finished(run, files))
                 return
             work = _set_up(run, build_model, stop, group)
-            with Progress(run.stage.name, step=work.state.step, max_steps=work.stage.max_steps) as progress:
-                _loop(work, progress)
-            _finish(work)
+            with _saved_when_it_cannot_go_on(work):
+                with Progress(run.stage.name, step=work.state.step, max_steps=work.stage.max_steps) as progress:
+                    _loop(work, progress)
+                _finish(work)
 
 
 def _say_finished(run: StageRun, files: StageFiles) -> None:
@@ -157,6 +166,21 @@ def _check_best(work: Work) -> None:
         say(f"warning: {lost}; the best loss counts anew from step {work.state.step:,} on")
 
 
+@contextlib.contextmanager
+def _saved_when_it_cannot_go_on(work: Work) -> Iterator[None]:
+    """What is done is saved, by the first process alone, where data, memory or the other processes fail.
+
+    They fail in steps that have not moved anything yet, in evaluations, saves and agreements: the state is whole.
+    """
+    try:
+        yield
+    except (DataError, OutOfMemory, OthersFailed, PeerLost):
+        first, work.group = work.group.is_first, ALONE
+        if first and weights_are_finite(work):
+            save_state(work)
+        raise
+
+
 def _loop(work: Work, progress: Progress) -> None:
     """Train until the last step, the end of patience, or a signal."""
     state = work.state
@@ -174,13 +198,7 @@ def _loop(work: Work, progress: Progress) -> None:
         if work.group.is_first and time.monotonic() - work.saved_at >= 60 * work.stage.save_minutes:
             work.stop.request_save()
         tick, preparing = time.perf_counter(), work.seconds_preparing
-        try:
-            results = steps_within_memory(work, progress.say, step=state.step, n=_steps_until_a_pause(work))
-        except (DataError, OutOfMemory, OthersFailed, PeerLost):  # nothing has moved yet
-            first, work.group = work.group.is_first, ALONE
-            if first and weights_are_finite(work):
-                save_state(work)
-            raise
+        results = steps_within_memory(work, progress.say, step=state.step, n=_steps_until_a_pause(work))
         seconds = time.perf_counter() - tick
         state.train_seconds += seconds
         work.steps_here += len(results)
@@ -248,7 +266,7 @@ def _note_evaluation(work: Work, progress: Progress) -> None:
     """Measure, count, record, and keep the weights if they are the best so far. A signal ends it without a verdict."""
     state, tick = work.state, time.perf_counter()
     try:
-        measured = evaluate_now(work, work.windows)
+        measured = evaluation_within_memory(work, progress.say, work.windows)
     except Interrupted:
         _leave(work)
         raise

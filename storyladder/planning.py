@@ -12,12 +12,12 @@ from pathlib import Path
 
 from storyladder.learning.memory import predicted_memory
 from storyladder.learning.schedule import fitted_to, refitted_to
-from storyladder.recovery import steps_within_memory
+from storyladder.recovery import evaluation_within_memory, steps_within_memory
 from storyladder.runtime.errors import say
 from storyladder.runtime.machine import GB, free_memory, machine_line
 from storyladder.runtime.progress import duration_words, time_left
 from storyladder.settings import ModelConfig, StageConfig
-from storyladder.starting import Work, evaluate_now, validation_windows
+from storyladder.starting import Work, validation_windows
 
 _STEPS_AT_ONCE = 20  # that a GPU is timed by
 _MEASURE_SECONDS = 10.0  # at most
@@ -44,7 +44,7 @@ def measure_speed(work: Work) -> Speed:
     few = dataclasses.replace(work.stage, val_windows=work.micro_batch_size * work.group.world_size)
     windows = validation_windows(work.run, work.data, few)
     tick = time.perf_counter()
-    evaluate_now(work, windows)
+    evaluation_within_memory(work, say, windows)
     window = (time.perf_counter() - tick) / len(windows)
     steady = sorted(seconds[1:])  # the first step allocates and warms up
     return Speed(steady[len(steady) // 2], window)

@@ -10,15 +10,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
+from storyladder.corpus.token_file import ValidationWindows
 from storyladder.learning.step import StepResult
+from storyladder.measuring.evaluation import Evaluation
 from storyladder.runtime.errors import OutOfMemory, TrainingFailed
 from storyladder.runtime.machine import is_out_of_memory
 from storyladder.runtime.progress import Progress
 from storyladder.stage_files import TrainState
-from storyladder.starting import Work, load_for_all, restore, steps_now
+from storyladder.starting import Work, evaluate_now, load_for_all, restore, steps_now
+
+T = TypeVar("T")
 
 _SKIPPED_IN_A_ROW = 20  # steps that lead to a rollback
 _ROLLBACKS = 3  # in a stage, before it stops
@@ -29,9 +34,18 @@ _SPIKE_FROM = 50  # steps before there is a mean to speak of
 
 def steps_within_memory(work: Work, tell: Callable[[str], None], *, step: int, n: int) -> list[StepResult]:
     """Train at most n steps; when memory runs out, again with half the micro-batch; OutOfMemory below one sequence."""
+    return _within_memory(work, tell, lambda: steps_now(work, step=step, n=n))
+
+
+def evaluation_within_memory(work: Work, tell: Callable[[str], None], windows: ValidationWindows) -> Evaluation:
+    """Evaluate; when memory runs out, again with half the micro-batch; OutOfMemory below one sequence."""
+    return _within_memory(work, tell, lambda: evaluate_now(work, windows))
+
+
+def _within_memory(work: Work, tell: Callable[[str], None], action: Callable[[], T]) -> T:
     while True:
         try:
-            return steps_now(work, step=step, n=n)
+            return action()
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -64,8 +78,8 @@ def note_skipped(work: Work, result: StepResult, progress: Progress) -> None:
 
 
 def weights_are_finite(work: Work) -> bool:
-    """Whether every weight is a number; others are never saved."""
-    return all(bool(parameter.isfinite().all()) for parameter in work.model.parameters())
+    """Whether every weight is a number, in every process; others are never saved."""
+    return not work.group.any(not all(bool(parameter.isfinite().all()) for parameter in work.model.parameters()))
 
 
 def roll_back(work: Work, progress: Progress, why: str) -> None:

@@ -420,13 +420,13 @@ def say_all(notes: list[str]) -> None:
 
 def step_now(work: Work, *, step: int) -> StepResult:
     """One update, as step number `step`. DataError if the token file was cut while it was in use."""
+    rows = work.group.share_of(work.stage.batch_size)
     try:
         work.data.train.check_size()
-    except DataError as error:
+        batch = work.batches.batch(step + work.state.batch_offset, rows)
+        idx_BT, targets_BT = (torch.from_numpy(part).to(work.device) for part in batch)
+    except (DataError, MemoryError, RuntimeError) as error:
         work.group.fail(error)
-    rows = work.group.share_of(work.stage.batch_size)
-    batch = work.batches.batch(step + work.state.batch_offset, rows)
-    idx_BT, targets_BT = (torch.from_numpy(part).to(work.device) for part in batch)
     return train_step(
         work.model,
         work.optimizer,

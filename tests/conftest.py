@@ -70,7 +70,7 @@ def toy_ladder(tmp_path: Path) -> Ladder:
     return check(Ladder(model=TOY_MODEL, stages=(TOY_TINY, TOY_CHILDREN, TOY_SIMPLE), paths=paths))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_toy_tokens() -> Callable[..., Path]:
     """Writes a token file of `n_tokens` ids below `types`, with stories of about 20 tokens."""
 

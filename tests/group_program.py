@@ -77,6 +77,7 @@ def agreements(group: Group, stop: StopRequest) -> dict[str, object]:
 
         return action
 
+    full = torch.OutOfMemoryError("full")
     payload = {"a": [1, None, float("inf")], "t": torch.arange(3) if group.is_first else None, "path": "x"}
     received = group.first(lambda: payload)
     found: dict[str, object] = {
@@ -86,7 +87,8 @@ def agreements(group: Group, stop: StopRequest) -> dict[str, object]:
         "own": group.together(lambda: 10 + group.rank),
         "share": list(range(6))[group.share_of(6)],
         "user": error_of(lambda: group.together(only(1, DataError("cut")))),
-        "memory": error_of(lambda: group.together(only(0, torch.OutOfMemoryError("full")))),
+        "memory": error_of(lambda: group.together(only(0, full))),
+        "fail": error_of(lambda: group.fail(full) if group.is_first else group.together(lambda: None)),
         "first": error_of(lambda: group.first(only(0, DataError("locked")))),
     }
     before = stop.requested

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from running import ENVIRONMENT, PROJECT, command
+from running import ENVIRONMENT, PROJECT, command, run_script
 
 from storyladder.runtime import errors
 from storyladder.runtime.errors import Interrupted, UserError, user_errors
@@ -96,6 +96,31 @@ def test_ctrl_c_where_nobody_listens_leaves_quietly_with_130() -> None:
 def test_what_was_printed_before_a_mistake_is_still_shown() -> None:
     done = run("print('so far'); raise DataError('x')")
     assert (done.returncode, done.stdout, done.stderr) == (2, "so far\n", "error: x\n")
+
+
+@pytest.mark.parametrize(
+    ("flag", "status", "words"),
+    [("--plam", 2, "error: unknown argument '--plam'"), ("--help", 0, "usage: train_tiny.py")],
+)
+def test_of_processes_that_were_started_together_one_on_each_machine_speaks(flag: str, status: int, words: str) -> None:
+    """Before there is a group; a second machine has a terminal of its own."""
+    for rank, local_rank in ((2, 0), (3, 1)):
+        names = {"TORCHELASTIC_RUN_ID": "none", "RANK": str(rank), "LOCAL_RANK": str(local_rank)}
+        done = run_script("train_tiny.py", flag, environment=names)
+        assert done.returncode == status
+        assert (done.stdout + done.stderr).startswith(words) if local_rank == 0 else not done.stdout + done.stderr
+
+
+def test_a_missing_package_is_told_by_one_process(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for local_rank, words in (("0", "error: the package tiktoken is not installed"), ("1", "")):
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+        with pytest.raises(SystemExit) as left, user_errors():
+            raise ModuleNotFoundError(name="tiktoken")
+        assert left.value.code == 2
+        assert capsys.readouterr().err[: len(words) or None] == words
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

@@ -22,11 +22,13 @@ import signal, sys, time
 from storyladder.runtime.errors import user_errors
 from storyladder.runtime.signals import stop_on_signals
 with user_errors(), stop_on_signals() as stop:
+    if "group" in sys.argv:
+        stop.share(speaks=True)
     print("ready", flush=True)
-    while not stop.requested:
+    while stop.signal_number is None:
         time.sleep(0.01)
     print("asked by", stop.signal_number, flush=True)
-    if sys.argv[1:] == ["stay"]:
+    if "stay" in sys.argv:
         sys.stdin.read()
     stop.check()
 """
@@ -97,6 +99,19 @@ def test_a_second_signal_leaves_at_once_with_its_own_number() -> None:
         assert process.stdout is not None and process.stdout.readline() == "asked by 2\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 143
+
+
+def test_in_a_group_the_echo_of_a_signal_is_not_a_second_one_but_a_later_signal_is() -> None:
+    """torchrun hands on what it gets, also to processes that were asked themselves, as service managers do with all."""
+    with listening("group", "stay") as process:
+        assert process.stdout is not None
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.readline() == "asked by 15\n"
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=2.1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
 
 
 def test_a_hangup_whose_terminal_is_gone_still_lets_the_program_save() -> None:

@@ -21,6 +21,14 @@ def build_optimizer(model: LanguageModel, stage: StageConfig) -> torch.optim.Ada
     return torch.optim.AdamW(groups, lr=stage.max_lr, betas=(stage.beta1, stage.beta2), eps=stage.eps, fused=fused)
 
 
+def make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Take the memory of fused AdamW's state for every parameter that has none yet, as the first update would."""
+    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+        if not optimizer.state[parameter]:
+            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+
+
 @torch.no_grad()
 def clip_gradients(model: LanguageModel, max_norm: float, vocabulary: CompactVocabulary) -> Tensor:
     """Scale all gradients so that their common L2 norm is at most `max_norm`; returns the norm before, a scalar.

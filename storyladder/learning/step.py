@@ -12,7 +12,7 @@ from torch import Tensor
 
 from storyladder.learning.loss import Entropy, entropy_, next_token_loss
 from storyladder.learning.network import EMBEDDING, LanguageModel
-from storyladder.learning.optimizer import clip_gradients
+from storyladder.learning.optimizer import clip_gradients, make_moments
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.runtime.distributed import ALONE, Group
 from storyladder.runtime.machine import Precision
@@ -50,8 +50,9 @@ def train_step(
     for parameters in optimizer.param_groups:
         parameters["lr"] = lr
     optimizer.zero_grad(set_to_none=False)
-    loss = group.together(
-        lambda: accumulate_gradients(
+
+    def own_part() -> list[Tensor]:
+        loss = accumulate_gradients(
             model,
             batch,
             micro_batch_size=micro_batch_size,
@@ -61,8 +62,15 @@ def train_step(
             vocabulary=vocabulary,
             share=(group.rank, group.world_size),
         )
-    )
-    group.sum_in_place([loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+        parts = [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
+        if not group.is_alone:  # after the agreement nobody may run out of memory: the others would make the update
+            group.make_room(parts)
+            make_moments(optimizer)
+        return parts
+
+    parts = group.together(own_part)
+    group.sum_in_place(parts)
+    loss = parts[0]
     scaler.unscale_(optimizer)
     norm = clip_gradients(model, stage.grad_clip, vocabulary)
     result = StepResult(loss.item(), norm.item(), applied=bool((loss + norm).isfinite()))

@@ -13,6 +13,8 @@ import contextlib
 import datetime
 import json
 import os
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -20,7 +22,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from storyladder.runtime.errors import Interrupted, OthersFailed, PeerLost, UserError
+from storyladder.runtime.errors import LAST_WORDS, Interrupted, OthersFailed, PeerLost, UserError
 from storyladder.runtime.machine import is_out_of_memory
 from storyladder.runtime.signals import StopRequest
 
@@ -28,6 +30,7 @@ T = TypeVar("T")
 
 # Longer than a save on a slow network disk, while which the others wait; and what a machine that lost its power costs.
 _TIMEOUT = datetime.timedelta(minutes=5)
+_TIMEOUT_TO_TELL = datetime.timedelta(seconds=10)
 _FINE, _OUT_OF_MEMORY, _INTERRUPTED, _USER_ERROR = range(4)  # how an action ended; the highest of all counts
 
 
@@ -94,10 +97,10 @@ class Group:
         if error is None or outcome != _USER_ERROR or speaker != self.world_size - self.rank:
             raise OthersFailed
         assert isinstance(error, UserError)
-        error.tell_always = True
+        error.tell = True
         raise error
 
-    def fail(self, error: UserError) -> NoReturn:
+    def fail(self, error: Exception) -> NoReturn:
         """Leave with an error that this process met while the others go on to their next agreement."""
 
         def action() -> None:
@@ -124,6 +127,10 @@ class Group:
         mine = self.together(lambda: result if self.is_first else action())
         return mine  # type: ignore[return-value]
 
+    def any(self, here: bool) -> bool:
+        """Whether it is so in any process."""
+        return self.highest([int(here)]) == [1]
+
     def highest(self, numbers: Sequence[int]) -> list[int]:
         """Of each of the numbers the highest that any process gives."""
         if self.is_alone:
@@ -146,16 +153,19 @@ class Group:
         """Replace tensors of one type and device by their sums over all processes, in one message."""
         if self.is_alone:
             return
-        size = sum(tensor.numel() for tensor in tensors)
-        like = tensors[0]
-        if (self._buffer.numel(), self._buffer.dtype, self._buffer.device) != (size, like.dtype, like.device):
-            self._buffer = torch.empty(size, dtype=like.dtype, device=like.device)
+        self.make_room(tensors)
         parts = torch.split(self._buffer, [tensor.numel() for tensor in tensors])
         views = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
         with torch.no_grad(), _lost_peers():
             torch._foreach_copy_(views, list(tensors))
             torch.distributed.all_reduce(self._buffer)
             torch._foreach_copy_(list(tensors), views)
+
+    def make_room(self, tensors: Sequence[Tensor]) -> None:
+        """Take the memory that sum_in_place will need, where the others can still be told that there is too little."""
+        size, like = sum(tensor.numel() for tensor in tensors), tensors[0]
+        if (self._buffer.numel(), self._buffer.dtype, self._buffer.device) != (size, like.dtype, like.device):
+            self._buffer = torch.empty(size, dtype=like.dtype, device=like.device)
 
     def from_first(self, value: T) -> T:
         """What the first process gives: plain values and tensors on the CPU.
@@ -202,8 +212,25 @@ def joined_group(stop: StopRequest) -> Iterator[Group]:
     try:
         with contextlib.nullcontext() if rank == 0 else _muted():
             yield Group(rank, world_size, local_rank, local_size, stop)
+    except UserError as error:
+        if error.tell is None:
+            error.tell = _is_first_to_tell(rank)
+        raise
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _is_first_to_tell(rank: int) -> bool:
+    """Whether no other process has told what has happened; the first process is asked first, if it still lives."""
+    if rank > 0:
+        time.sleep(LAST_WORDS)
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        client = torch.distributed.TCPStore  # type: ignore[attr-defined]
+        store = client(address, port, is_master=False, timeout=_TIMEOUT_TO_TELL)
+        return bool(store.add(f"told {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) == 1)
+    except RuntimeError:  # gone with the machine that kept it
+        return True
 
 
 def own_device(name: str, group: Group) -> str:
@@ -246,7 +273,8 @@ def _lost_peers() -> Iterator[None]:
     except RuntimeError as error:  # gloo's errors have no type of their own
         if is_out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r"^\[\S*\] ", "", line).partition(". ")[0][:200]  # without gloo's source file and advice
         raise PeerLost(
             f"another process of this run is gone ({reason}); torchrun names it below. "
             "The same command goes on from what is saved"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 
 # torchrun ends all processes of a group as soon as one has left: who has nothing to say lets the others speak first.
-_LAST_WORDS = 1.0  # seconds
+LAST_WORDS = 1.0  # seconds
 _REQUIRED = ("torch", "tiktoken", "numpy", "tqdm")
 
 
@@ -18,7 +18,7 @@ class UserError(Exception):
     """Something the user can mend. The message says what is wrong (the value), what was expected, what to type next."""
 
     exit_status = 2
-    tell_always = False  # also by a process that is not the first of its group, because only it has met the error
+    tell: bool | None = None  # whether this process of a group is the one that tells it; None as long as no group is
 
 
 class SettingsError(UserError):
@@ -96,13 +96,10 @@ def user_errors() -> Iterator[None]:
             raise
         _flush_stdout()
     except UserError as error:
-        if error.tell_always or _speaks():
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(_LAST_WORDS)
+        _tell(error)
         raise SystemExit(error.exit_status) from None
     except OthersFailed as error:
-        time.sleep(_LAST_WORDS)
+        time.sleep(LAST_WORDS)
         raise SystemExit(error.exit_status) from None
     except Interrupted as stop:
         raise SystemExit(stop.exit_status) from None
@@ -110,7 +107,7 @@ def user_errors() -> Iterator[None]:
         if error.name not in _REQUIRED:
             raise
         install = "python -m pip install -c constraints.txt -r requirements.txt"
-        print(f"error: the package {error.name} is not installed here; run {install}", file=sys.stderr)
+        _tell(UserError(f"the package {error.name} is not installed here; run {install}"))
         raise SystemExit(UserError.exit_status) from None
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
@@ -120,9 +117,17 @@ def user_errors() -> Iterator[None]:
         raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows does not name
 
 
-def _speaks() -> bool:
-    """Whether this process tells what all meet: of those that torchrun started together, the first does."""
-    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
+def _tell(error: UserError) -> None:
+    """Print it, unless it is another process that does."""
+    if error.tell if error.tell is not None else speaks():
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(LAST_WORDS)
+
+
+def speaks() -> bool:
+    """Whether this process tells what all meet: of those that torchrun started on a machine, the first does."""
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def _flush_stdout() -> None:

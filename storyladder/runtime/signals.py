@@ -1,7 +1,8 @@
 """Leaving and saving on signals: a handler sets a flag, and every long loop asks for it where it is safe.
 
 SIGINT (Ctrl-C), SIGTERM and SIGHUP ask to save and leave; a second one leaves at once, which harms no file because
-files get their names only when they are whole. SIGUSR1 asks to save and go on.
+files get their names only when they are whole. SIGUSR1 asks to save and go on. In a group the second one counts only
+after a while: who asks all processes of a job to leave asks torchrun too, which hands it on to those that know already.
 
 Processes that train as one act on a signal together: what each has heard is put together at their agreements
 (distributed.py), and only then `requested` and `take_save_request` say so.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -19,6 +21,7 @@ from storyladder.runtime.errors import Interrupted
 
 _LEAVE = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _STDERR = 2
+_ECHO_SECONDS = 2.0  # in which a second signal may be the first one, handed on by torchrun
 _SAVE = getattr(signal, "SIGUSR1", None)  # absent on Windows
 
 
@@ -27,6 +30,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None  # heard by this process
+        self._heard_at = 0.0  # by time.monotonic
         self._save = False
         self._shared = False
         self._speaks = True
@@ -78,8 +82,10 @@ class StopRequest:
 
     def _on_leave(self, number: int, _frame: FrameType | None) -> None:
         if self.signal_number is not None:
+            if self._shared and time.monotonic() - self._heard_at < _ECHO_SECONDS:
+                return
             os._exit(128 + number)
-        self.signal_number = number
+        self.signal_number, self._heard_at = number, time.monotonic()
         if not self._speaks:
             return
         # Not print: it raises where the signal came in the middle of another print. And SIGHUP says that the terminal
