@@ -23,7 +23,8 @@ from storyladder.runtime.machine import GB, Precision, peak_memory, pick_device
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder
 from storyladder.stage_files import pack_weights
-from storyladder.starting import Work, device_steps, load_weights, prepare_work, steps_now
+from storyladder.starting import Work, load_weights, prepare_work
+from storyladder.stepping import device_steps, steps_now
 
 _PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices that measure the peak
 _PRODUCT_SECONDS = 0.25  # of products in a turn, at least

@@ -53,7 +53,8 @@ from storyladder.runtime.progress import Progress, duration_words
 from storyladder.runtime.signals import StopRequest, stop_on_signals
 from storyladder.saving import pack_result, save_best, save_file, save_state, what_is_left
 from storyladder.stage_files import StageFiles, check_shapes, load_result, stage_command
-from storyladder.starting import Work, load_for_all, load_weights, prepare_work, record_start, say_all
+from storyladder.starting import Work, load_weights, prepare_work, record_start
+from storyladder.starting_point import load_for_all, say_all
 
 _SECONDS_WITHOUT_LOOKING = 2.0  # for signals, on a GPU that takes many steps at a time
 

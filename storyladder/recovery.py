@@ -21,7 +21,9 @@ from storyladder.runtime.errors import OutOfMemory, TrainingFailed
 from storyladder.runtime.machine import is_out_of_memory
 from storyladder.runtime.progress import Progress
 from storyladder.stage_files import TrainState
-from storyladder.starting import Work, evaluate_now, load_for_all, restore, steps_now
+from storyladder.starting import Work, restore
+from storyladder.starting_point import load_for_all
+from storyladder.stepping import evaluate_now, steps_now
 
 T = TypeVar("T")
 

@@ -1,8 +1,4 @@
-"""Where a stage starts and with what: data checked, starting point chosen, model built, weights loaded.
-
-The order is stated once: this stage's own resume state, else the result of the stage before it (weights only, fresh
-optimizer), else random weights. On disk nothing changes here but that a damaged resume state is set aside.
-"""
+"""What a stage is trained with: data checked, starting point chosen, model built, weights loaded."""
 
 from __future__ import annotations
 
@@ -11,30 +7,22 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
-from storyladder.learning.device_steps import MOST_STEPS, WAYS, DeviceSteps, Way, quickest
+from storyladder.learning.device_steps import DeviceSteps
 from storyladder.learning.kernels import cpu_kernels
 from storyladder.learning.memory import fitting_micro_batch
 from storyladder.learning.network import EMBEDDING, BuildModel, LanguageModel
 from storyladder.learning.optimizer import build_optimizer
-from storyladder.learning.schedule import lr_at
-from storyladder.learning.step import StepResult, train_step
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
-from storyladder.measuring.evaluation import Evaluation, evaluate
-from storyladder.runtime.checkpoint import Loaded, Payload, load_checkpoint
+from storyladder.runtime.checkpoint import Payload
 from storyladder.runtime.distributed import Group, own_device
-from storyladder.runtime.errors import CheckpointError, DataError, SettingsError, UserError, say
+from storyladder.runtime.errors import DataError, SettingsError, UserError, say
 from storyladder.runtime.machine import (
     Precision,
     free_memory,
@@ -50,17 +38,11 @@ from storyladder.stage_files import (
     MOMENTS,
     StageFiles,
     TrainState,
-    changes_since,
-    check_shapes,
-    load_result,
     plain_settings,
-    script_of,
     unpack_optimizer,
     unpack_weights,
 )
-
-_SHARE_FOR_TOKENS = 0.25  # of a GPU's free memory that the token file may take
-_STEPS_TO_COMPILE_FOR = 2_000
+from storyladder.starting_point import Start, start_for_all, starting_point
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +56,6 @@ class StageData:
     def fingerprints(self) -> dict[str, str]:
         """What tells whether the data are the same as at the last save."""
         return {self.train.path.name: self.train.fingerprint, self.val.path.name: self.val.fingerprint}
-
-
-@dataclasses.dataclass(frozen=True)
-class Start:
-    """Where a stage starts: a payload to continue or to take the weights from, or nothing for random weights."""
-
-    words: str
-    payload: Payload | None
-    state: TrainState
-    ancestors: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # settings of the stages before
 
 
 @dataclasses.dataclass
@@ -132,7 +104,7 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
     files = StageFiles.of(run.ladder, run.stage)
     data = group.first_then_others(lambda: _open_data(run))
     _require_same_everywhere(run, data, precision, group)
-    start = _start_for_all(group, lambda: _starting_point(run, files, data))
+    start = start_for_all(group, lambda: starting_point(run, files, data.fingerprints))
     stage = dataclasses.replace(run.stage, **start.state.fitted)  # type: ignore[arg-type]
     vocabulary = _vocabulary(run, data, start.payload).to(device)
     model = build_model(dataclasses.replace(run.ladder.model, vocab_size=vocabulary.n_rows)).to(device)
@@ -196,32 +168,6 @@ def _require_same_everywhere(run: StageRun, data: StageData, precision: Precisio
     group.together(compare)
 
 
-def _start_for_all(group: Group, find: Callable[[], Start]) -> Start:
-    """Where the first process finds that the stage starts. It alone reads checkpoints, so it alone needs them."""
-    found: list[Start] = []
-
-    def plainly() -> dict[str, Any]:
-        start = find()
-        found.append(start)
-        return {**vars(start), "state": dataclasses.asdict(start.state)}
-
-    plain = group.first(plainly)
-    return found[0] if found else Start(**{**plain, "state": TrainState(**plain["state"])})
-
-
-def load_for_all(group: Group, path: Path) -> Loaded | None:
-    """load_checkpoint, by the first process for all."""
-
-    def plainly() -> dict[str, Any] | None:
-        loaded = load_checkpoint(path)
-        if loaded is None:
-            return None
-        return {"payload": loaded.payload, "path": str(loaded.path), "notes": loaded.notes}
-
-    plain = group.first(plainly)
-    return None if plain is None else Loaded(plain["payload"], Path(plain["path"]), plain["notes"])
-
-
 def _micro_batch_of_group(
     run: StageRun, state: TrainState, device: torch.device, vocabulary: CompactVocabulary, group: Group
 ) -> int:
@@ -282,79 +228,6 @@ def validation_windows(run: StageRun, data: StageData, stage: StageConfig) -> Va
     )
 
 
-def _starting_point(run: StageRun, files: StageFiles, data: StageData) -> Start:
-    """This stage's own resume state; else the result of the stage before it; else random weights."""
-    resume = None if run.fresh else _own_resume_state(run, files)
-    if resume is not None:
-        say_all(resume.notes)
-        if resume.payload.get("stage") != run.stage.name:
-            raise CheckpointError(
-                f"{resume.path} belongs to stage {resume.payload.get('stage')!r} and not to {run.stage.name}; put the "
-                f"right file back, or start over with --fresh, which keeps this one aside"
-            )
-        check_shapes(resume.payload, resume.path, run.ladder.model)
-        changes = changes_since(resume.payload, run.ladder, run.stage, data.fingerprints)
-        if changes and not run.accept_changes:
-            raise UserError(
-                f"since {resume.path.name} was saved, {'; '.join(changes)}. Set it back, or go on with "
-                "--accept-changes, or start over with --fresh"
-            )
-        try:
-            state = TrainState(**resume.payload["progress"])
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{resume.path} does not say where the stage stands ({error}): another version wrote it, or it is no "
-                "resume state; put the right file back, or start over with --fresh, which keeps this one aside"
-            ) from None
-        if changes:
-            state.fitted = {}  # the schedule of config.py is what the user asks for now
-        if resume.notes:
-            say(f"going on from step {state.step:,} of {resume.path.name}")
-        fitted = f", with its schedule of {state.fitted['max_steps']:,} steps" if state.fitted else ""
-        words = f"continuing at step {state.step:,} from {resume.path.name}{fitted}"
-        return Start(words, resume.payload, state, resume.payload["settings"]["stages"][:-1])
-    if run.stage.init_from is None:
-        return Start("starting from random weights", None, TrainState())
-    parent_stage = run.ladder.stage(run.stage.init_from)
-    parent_files = StageFiles.of(run.ladder, parent_stage)
-    parent = load_result(run.ladder, parent_stage)
-    if parent is None:
-        begun = "is not finished" if parent_files.best.exists() else "has not been trained"
-        raise CheckpointError(
-            f"stage {run.stage.name} starts from {parent_files.result}, but stage {parent_stage.name} {begun}; "
-            f"run {run.ladder.command(script_of(parent_stage.name))} first (--minutes N ends it in N minutes)"
-        )
-    say_all(parent.notes)
-    check_shapes(parent.payload, parent.path, run.ladder.model)
-    return Start(
-        f"starting from {parent.path.name} (step {parent.payload['step']:,}, "
-        f"validation loss {parent.payload['val_loss']:.4f} on {parent_stage.name})",
-        parent.payload,
-        TrainState(),
-        parent.payload["settings"]["stages"],
-    )
-
-
-def _own_resume_state(run: StageRun, files: StageFiles) -> Loaded | None:
-    """The stage's resume state, or None if the stage has never begun; what is lost never ends in a silent new start."""
-    over = (
-        f"{run.ladder.command(script_of(run.stage.name))} --fresh starts the stage over and keeps what is there aside"
-    )
-    try:
-        resume = load_checkpoint(files.resume, set_aside=not run.plan)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; put a copy back, or {over}") from None
-    if resume is None and not files.result.exists():
-        corrupt = files.resume.parent.glob(f"{files.resume.stem}*.corrupt*")
-        if remains := [path for path in (files.best, *corrupt) if path.exists()]:
-            names = ", ".join(path.name for path in remains)
-            raise CheckpointError(
-                f"{names} in {files.resume.parent} come from a stage that had begun, but {files.resume.name} is gone; "
-                f"put a copy back, or {over}"
-            )
-    return resume
-
-
 def _vocabulary(run: StageRun, data: StageData, payload: Payload | None) -> CompactVocabulary:
     """All token types of this stage's text and of every stage before it."""
     seen_V = torch.from_numpy(data.train.seen(run.ladder.model.vocab_size))
@@ -409,95 +282,4 @@ def record_start(work: Work) -> None:
         machine=machine_line(work.device, work.precision),
         cpus=os.cpu_count(),
         processes=work.group.world_size,
-    )
-
-
-def say_all(notes: list[str]) -> None:
-    """Warnings, a line each."""
-    for note in notes:
-        say(f"warning: {note}")
-
-
-def step_now(work: Work, *, step: int) -> StepResult:
-    """One update, as step number `step`. DataError if the token file was cut while it was in use."""
-    rows = work.group.share_of(work.stage.batch_size)
-    try:
-        work.data.train.check_size()
-        batch = work.batches.batch(step + work.state.batch_offset, rows)
-        idx_BT, targets_BT = (torch.from_numpy(part).to(work.device) for part in batch)
-    except (DataError, MemoryError, RuntimeError) as error:
-        work.group.fail(error)
-    return train_step(
-        work.model,
-        work.optimizer,
-        (idx_BT, targets_BT),
-        stage=work.stage,
-        step=step,
-        lr=lr_at(step, work.stage),
-        micro_batch_size=work.micro_batch_size,
-        precision=work.precision,
-        scaler=work.scaler,
-        vocabulary=work.vocabulary,
-        group=work.group,
-    )
-
-
-def steps_now(work: Work, *, step: int, n: int) -> list[StepResult]:
-    """At most n updates from number `step` on: on one GPU many without waiting for it, elsewhere one."""
-    if n == 1 or not _may_run_ahead(work):
-        return [step_now(work, step=step)]
-    work.data.train.check_size()
-    numbers = range(step, step + min(n, MOST_STEPS))
-    starts = [work.batches.starts(number + work.state.batch_offset) for number in numbers]
-    if work.device_steps is None or not work.device_steps.is_for(work.optimizer, work.micro_batch_size):
-        work.device_steps = None  # frees its memory before the next one takes its own
-        tick = time.perf_counter()
-        # A compiler's minute is won back by long stages only.
-        long = work.stage.max_steps - work.state.step >= _STEPS_TO_COMPILE_FOR
-        work.device_steps, way = device_steps(work, starts[0], [way for way in WAYS if long or not way.compiled])
-        work.seconds_preparing += time.perf_counter() - tick
-        print(f"steps run up to {MOST_STEPS} at a time on the GPU: {way.words}", flush=True)
-    return work.device_steps.take(step, starts, [lr_at(number, work.stage) for number in numbers])
-
-
-def _may_run_ahead(work: Work) -> bool:
-    """One GPU, a number format whose scale needs no look at every step, and room for the tokens."""
-    if work.device.type != "cuda" or not work.group.is_alone or work.scaler.is_enabled():
-        return False
-    if work.device_steps is not None:
-        return True
-    free = free_memory(work.device)
-    return free is not None and work.data.train.ids.nbytes < _SHARE_FOR_TOKENS * free
-
-
-def device_steps(
-    work: Work, starts: npt.NDArray[np.int64], ways: Sequence[Way], tell: Callable[[str], None] = say
-) -> tuple[DeviceSteps, Way]:
-    """Steps that run ahead, and the first of the ways that works on this machine, tried on the batch that `starts`."""
-    steps = DeviceSteps(
-        work.model,
-        work.optimizer,
-        work.data.train.ids,
-        stage=work.stage,
-        context_length=work.run.ladder.model.context_length,
-        micro_batch_size=work.micro_batch_size,
-        precision=work.precision,
-        vocabulary=work.vocabulary,
-        device=work.device,
-    )
-    return steps, quickest(steps, starts, ways, tell)
-
-
-def evaluate_now(work: Work, windows: ValidationWindows) -> Evaluation:
-    """The validation loss of the weights as they are; raises Interrupted when a signal asks to leave."""
-    work.group.together(work.data.val.check_size)
-    return evaluate(
-        work.model,
-        windows,
-        batch_size=work.micro_batch_size,
-        device=work.device,
-        precision=work.precision,
-        vocabulary=work.vocabulary,
-        check_stop=work.stop.check_here,
-        group=work.group,
     )

@@ -22,7 +22,7 @@ from benchmarks.turns import Entry, Measured, race
 from storyladder.command_line import load_ladder
 from storyladder.corpus.tokenizer import EOT
 from storyladder.settings import PROJECT, GenerateConfig, Ladder, ModelConfig
-from storyladder.starting import step_now
+from storyladder.stepping import step_now
 
 JSON_KEYS = {
     "tokens_per_s",

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model import GPT
-from storyladder import engine, starting
+from storyladder import engine, stepping
 from storyladder.engine import train_stage
 from storyladder.learning import attention, device_steps, loss
 from storyladder.learning.attention import causal_attention
@@ -433,8 +433,8 @@ def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
     ladder = replace(ladder, model=replace(ladder.model, dropout=0.0))  # which draws once a step, not a micro-batch
     single, ahead = elsewhere(ladder, tmp_path, "single"), elsewhere(ladder, tmp_path, "ahead")
     train_stage(run_of(single), GPT)
-    monkeypatch.setattr(starting, "_may_run_ahead", lambda work: True)
-    monkeypatch.setattr(starting, "quickest", lambda *rest: [time.sleep(2), quickest(*rest)][1])
+    monkeypatch.setattr(stepping, "_may_run_ahead", lambda work: True)
+    monkeypatch.setattr(stepping, "quickest", lambda *rest: [time.sleep(2), quickest(*rest)][1])
     blocks: list[int] = []
     take = DeviceSteps.take
     monkeypatch.setattr(DeviceSteps, "take", lambda self, *rest: [blocks.append(len(rest[1])), take(self, *rest)][1])

@@ -28,7 +28,8 @@ from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig
-from storyladder.starting import Work, load_weights, prepare_work, step_now
+from storyladder.starting import Work, load_weights, prepare_work
+from storyladder.stepping import step_now
 
 _TRAIN_TOKENS = 250_000_000  # half of TinyStories
 _VAL_TOKENS = 200_000

@@ -1,0 +1,143 @@
+"""Where a stage starts: its own resume state, else the result of the stage before it, else random weights.
+
+Of a result only the weights are taken, with a fresh optimizer. On disk nothing changes here but that a damaged resume
+state is set aside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from storyladder.command_line import StageRun
+from storyladder.runtime.checkpoint import Loaded, Payload, load_checkpoint
+from storyladder.runtime.distributed import Group
+from storyladder.runtime.errors import CheckpointError, UserError, say
+from storyladder.stage_files import StageFiles, TrainState, changes_since, check_shapes, load_result, script_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a stage starts: a payload to continue or to take the weights from, or nothing for random weights."""
+
+    words: str
+    payload: Payload | None
+    state: TrainState
+    ancestors: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # settings of the stages before
+
+
+def starting_point(run: StageRun, files: StageFiles, fingerprints: dict[str, str]) -> Start:
+    """Where a stage starts whose token files have these fingerprints."""
+    resume = None if run.fresh else _own_resume_state(run, files)
+    if resume is not None:
+        return _continued(run, resume, fingerprints)
+    if run.stage.init_from is None:
+        return Start("starting from random weights", None, TrainState())
+    return _from_the_stage_before(run, run.stage.init_from)
+
+
+def _continued(run: StageRun, resume: Loaded, fingerprints: dict[str, str]) -> Start:
+    """The stage's own resume state, if it belongs to the settings and data of today."""
+    say_all(resume.notes)
+    if resume.payload.get("stage") != run.stage.name:
+        raise CheckpointError(
+            f"{resume.path} belongs to stage {resume.payload.get('stage')!r} and not to {run.stage.name}; put the "
+            f"right file back, or start over with --fresh, which keeps this one aside"
+        )
+    check_shapes(resume.payload, resume.path, run.ladder.model)
+    changes = changes_since(resume.payload, run.ladder, run.stage, fingerprints)
+    if changes and not run.accept_changes:
+        raise UserError(
+            f"since {resume.path.name} was saved, {'; '.join(changes)}. Set it back, or go on with "
+            "--accept-changes, or start over with --fresh"
+        )
+    try:
+        state = TrainState(**resume.payload["progress"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{resume.path} does not say where the stage stands ({error}): another version wrote it, or it is no "
+            "resume state; put the right file back, or start over with --fresh, which keeps this one aside"
+        ) from None
+    if changes:
+        state.fitted = {}  # the schedule of config.py is what the user asks for now
+    if resume.notes:
+        say(f"going on from step {state.step:,} of {resume.path.name}")
+    fitted = f", with its schedule of {state.fitted['max_steps']:,} steps" if state.fitted else ""
+    words = f"continuing at step {state.step:,} from {resume.path.name}{fitted}"
+    return Start(words, resume.payload, state, resume.payload["settings"]["stages"][:-1])
+
+
+def _from_the_stage_before(run: StageRun, parent_name: str) -> Start:
+    """The result of the stage before."""
+    parent_stage = run.ladder.stage(parent_name)
+    parent_files = StageFiles.of(run.ladder, parent_stage)
+    parent = load_result(run.ladder, parent_stage)
+    if parent is None:
+        begun = "is not finished" if parent_files.best.exists() else "has not been trained"
+        raise CheckpointError(
+            f"stage {run.stage.name} starts from {parent_files.result}, but stage {parent_stage.name} {begun}; "
+            f"run {run.ladder.command(script_of(parent_stage.name))} first (--minutes N ends it in N minutes)"
+        )
+    say_all(parent.notes)
+    check_shapes(parent.payload, parent.path, run.ladder.model)
+    return Start(
+        f"starting from {parent.path.name} (step {parent.payload['step']:,}, "
+        f"validation loss {parent.payload['val_loss']:.4f} on {parent_stage.name})",
+        parent.payload,
+        TrainState(),
+        parent.payload["settings"]["stages"],
+    )
+
+
+def _own_resume_state(run: StageRun, files: StageFiles) -> Loaded | None:
+    """The stage's resume state, or None if the stage has never begun; what is lost never ends in a silent new start."""
+    over = (
+        f"{run.ladder.command(script_of(run.stage.name))} --fresh starts the stage over and keeps what is there aside"
+    )
+    try:
+        resume = load_checkpoint(files.resume, set_aside=not run.plan)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; put a copy back, or {over}") from None
+    if resume is None and not files.result.exists():
+        corrupt = files.resume.parent.glob(f"{files.resume.stem}*.corrupt*")
+        if remains := [path for path in (files.best, *corrupt) if path.exists()]:
+            names = ", ".join(path.name for path in remains)
+            raise CheckpointError(
+                f"{names} in {files.resume.parent} come from a stage that had begun, but {files.resume.name} is gone; "
+                f"put a copy back, or {over}"
+            )
+    return resume
+
+
+def start_for_all(group: Group, find: Callable[[], Start]) -> Start:
+    """Where the first process finds that the stage starts. It alone reads checkpoints, so it alone needs them."""
+    found: list[Start] = []
+
+    def plainly() -> dict[str, Any]:
+        start = find()
+        found.append(start)
+        return {**vars(start), "state": dataclasses.asdict(start.state)}
+
+    plain = group.first(plainly)
+    return found[0] if found else Start(**{**plain, "state": TrainState(**plain["state"])})
+
+
+def load_for_all(group: Group, path: Path) -> Loaded | None:
+    """load_checkpoint, by the first process for all."""
+
+    def plainly() -> dict[str, Any] | None:
+        loaded = load_checkpoint(path)
+        if loaded is None:
+            return None
+        return {"payload": loaded.payload, "path": str(loaded.path), "notes": loaded.notes}
+
+    plain = group.first(plainly)
+    return None if plain is None else Loaded(plain["payload"], Path(plain["path"]), plain["notes"])
+
+
+def say_all(notes: list[str]) -> None:
+    """Warnings, a line each."""
+    for note in notes:
+        say(f"warning: {note}")
