@@ -34,6 +34,7 @@ def answers() -> dict[str, str]:
     return found
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="torch's table of devices has another name there")
 @pytest.mark.parametrize("case", EXPECTED)
 def test_a_step_on_a_gpu_waits_for_nothing_before_its_losses_are_asked_for(answers: dict[str, str], case: str) -> None:
     assert answers[case] == EXPECTED[case]
