@@ -16,6 +16,7 @@ from model import GPT
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TrainBatches, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
+from storyladder.learning import attention, loss
 from storyladder.learning.device_steps import Way
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
 from storyladder.runtime.distributed import ALONE
@@ -30,6 +31,19 @@ _PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matric
 _PRODUCT_SECONDS = 0.25  # of products in a turn, at least
 
 
+def _without_chunks() -> None:
+    loss._CHUNK_SCORES.update(cuda=1 << 62, cpu=1 << 62)
+
+
+def _without_padding() -> None:
+    loss._COLUMNS.clear()
+    attention._WIDTHS.clear()
+
+
+# What the product always does on a GPU, left out to see what it brings: for a process that does nothing else.
+WITHOUT = {"chunks": _without_chunks, "padding": _without_padding}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contender:
     """One line of the table of training."""
@@ -40,6 +54,7 @@ class Contender:
     compact: bool = False  # ours: compact vocabulary
     way: Way | None = None  # ours, on a GPU: how steps run ahead; None: one by one, or as the product chooses
     one_by_one: bool = False  # ours: never ahead
+    without: str | None = None  # ours: a key of WITHOUT
     compiled: bool = False  # plain: torch.compile
 
 
@@ -120,6 +135,8 @@ class Ours(_Trainer):
 
     def __init__(self, contender: Contender, workload: Workload) -> None:
         super().__init__(workload)
+        if contender.without is not None:
+            WITHOUT[contender.without]()
         self._work = started_work(workload.ladder, workload.device, compact=contender.compact)
         if contender.number_format is not None:
             dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[contender.number_format]

@@ -271,7 +271,7 @@ def _rounded(value: float | None, digits: int = 3) -> float | None:
 
 def contenders_for(device: str, *, compiled: bool) -> list[Any]:
     """Who races on this device."""
-    from benchmarks.racers import Contender
+    from benchmarks.racers import WITHOUT, Contender
     from storyladder.learning.device_steps import WAYS
     from storyladder.runtime.machine import pick_device, pick_precision
 
@@ -285,6 +285,7 @@ def contenders_for(device: str, *, compiled: bool) -> list[Any]:
         found.append(Contender(name=f"{OURS}, one by one", kind="ours", one_by_one=True))
         ways = WAYS if pick_precision(pick_device(device)).name != "fp16" else ()  # whose steps never run ahead
         found += [Contender(name=f"{OURS}, {way.words}", kind="ours", way=way) for way in ways]
+        found += [Contender(name=f"{OURS}, without {part}", kind="ours", without=part) for part in WITHOUT]
     if compiled or pick_device(device).type == "cuda":
         number_format = _product_format(device)
         name = f"plain loop, {number_format}, compiled"

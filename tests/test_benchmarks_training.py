@@ -15,12 +15,13 @@ import torch
 from racing import Runner
 from running import refusal, run_script
 
-from benchmarks import generation, loss_curve, startup, training, turns, workload
-from benchmarks.racers import Contender, started_work
+from benchmarks import generation, loss_curve, racers, startup, training, turns, workload
+from benchmarks.racers import WITHOUT, Contender, Workload, started_work
 from benchmarks.tellers import ANEW, OURS, THEIRS, Anew, Cached, Telling, Transformers
 from benchmarks.turns import Entry, Measured, race
 from storyladder.command_line import load_ladder
 from storyladder.corpus.tokenizer import EOT
+from storyladder.learning import attention, loss
 from storyladder.settings import PROJECT, GenerateConfig, Ladder, ModelConfig
 from storyladder.stepping import step_now
 
@@ -116,7 +117,8 @@ def test_on_a_gpu_each_of_the_products_means_races_too(
     means = [training.OURS + words for words in (", compiled + CUDA graph", ", CUDA graph", ", compiled")]
     means = [*means, f"{training.OURS}, plain operations"][:ways]
     plain = [*training.PLAIN.values(), f"plain loop, {'bf16' if ways else 'fp32'}, compiled"]
-    assert names == [training.OURS, training.COMPACT, *plain[:2], f"{training.OURS}, one by one", *means, plain[2]]
+    means = [f"{training.OURS}, one by one", *means, *(f"{training.OURS}, without {part}" for part in WITHOUT)]
+    assert names == [training.OURS, training.COMPACT, *plain[:2], *means, plain[2]]
 
 
 # --- what is made of it -----------------------------------------------------------------------------------------------
@@ -211,6 +213,21 @@ def test_the_products_own_step_is_what_races(tiny_ladder: Ladder) -> None:
     expected = started_work(tiny_ladder, "cpu", compact=True)
     losses = [step_now(expected, step=number).train_loss for number in range(2 + 3)]
     assert [reading["losses"][0] for reading in races[0][training.COMPACT].readings] == pytest.approx(losses[2:])
+
+
+@pytest.mark.parametrize("part", WITHOUT)
+def test_the_step_without_one_of_its_means_gives_the_same_loss(
+    tiny_ladder: Ladder, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setattr(loss, "_CHUNK_SCORES", {"cpu": 100})
+    monkeypatch.setattr(loss, "_COLUMNS", {"cpu": 64})
+    monkeypatch.setattr(attention, "_WIDTHS", {"cpu": 16})
+    here = Workload(ladder=tiny_ladder, device="cpu")
+    contender = Contender(name="", kind="ours")
+    expected = racers.Ours(contender, here).turn(0)["losses"]
+    assert racers.Ours(dataclasses.replace(contender, without=part), here).turn(0)["losses"] == pytest.approx(expected)
+    at_once, widths = loss.scores_at_once("cpu"), {**loss._COLUMNS, **attention._WIDTHS}
+    assert (at_once > 1e9, widths == {}) == (part == "chunks", part == "padding")
 
 
 @pytest.mark.slow

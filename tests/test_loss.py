@@ -45,6 +45,17 @@ def test_it_equals_the_plain_cross_entropy_with_any_chunks(monkeypatch: pytest.M
         torch.testing.assert_close(our_grad, their_grad, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_padded_columns_change_nothing(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setitem(loss_module._COLUMNS, "cpu", 16)
+    hidden, weight, targets = some_case(dtype)
+    assert V % 16
+    ours, theirs = next_token_loss(hidden, weight, targets), plain_loss(hidden, weight, targets)
+    torch.testing.assert_close(ours, theirs)
+    for our_grad, their_grad in zip(gradients(ours, hidden, weight), gradients(theirs, hidden, weight), strict=True):
+        torch.testing.assert_close(our_grad, their_grad)
+
+
 def test_a_vocabulary_larger_than_a_chunk_is_read_row_by_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loss_module._CHUNK_SCORES, "cpu", V - 1)
     case = some_case()

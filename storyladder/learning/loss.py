@@ -111,7 +111,7 @@ def _chunks(
 def entropy_(scores_RV: Tensor, targets_R: Tensor, log_unseen: float, gradient: bool) -> Tensor:
     """Summed cross-entropy of some rows. The scores are used up; with `gradient`, its gradient stands there instead."""
     kernels = kernels_for(scores_RV)
-    if kernels is not None:
+    if kernels is not None and scores_RV.is_contiguous():  # not beside padded columns
         losses_R = kernels.cross_entropy_(scores_RV, targets_R, last_offset=log_unseen, gradient=gradient)
         return losses_R.sum()
     wide_RV = scores_RV.to(torch.promote_types(scores_RV.dtype, torch.float32))
