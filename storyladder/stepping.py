@@ -58,6 +58,8 @@ def steps_now(work: Work, *, step: int, n: int) -> list[StepResult]:
         tick = time.perf_counter()
         # A compiler's minute is won back by long stages only.
         long = work.stage.max_steps - work.state.step >= _STEPS_TO_COMPILE_FOR
+        if long:
+            print("compiling the steps, which may take a minute", flush=True)
         work.device_steps, way = device_steps(work, starts[0], [way for way in WAYS if long or not way.compiled])
         work.seconds_preparing += time.perf_counter() - tick
         print(f"steps run up to {MOST_STEPS} at a time on the GPU: {way.words}", flush=True)
