@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_engine import elsewhere, run_of, with_stage
+from test_engine import MICROS, elsewhere, poisoned, run_of, with_stage
 from test_step import FP32, PLAIN, STAGE, everything
 from torch import Tensor
 from torch.nn import functional as F
@@ -426,6 +426,16 @@ def test_padded_heads_are_the_same_attention(monkeypatch: pytest.MonkeyPatch) ->
 # --- whole stages -----------------------------------------------------------------------------------------------------
 
 
+def curve(ladder: Ladder) -> list[Any]:
+    """Losses of the first stage, as far as rounding goes."""
+    records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    return [
+        (r["event"], r["step"], pytest.approx(r.get("train_loss", r.get("val_loss")), rel=1e-5))
+        for r in records
+        if r["event"] in ("train", "evaluation")
+    ]
+
+
 def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
     toy_data: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -442,18 +452,29 @@ def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
     assert "at a time on the GPU: plain operations" in capsys.readouterr().out
     assert max(blocks) > 2 and max(blocks) <= MOST_STEPS
 
-    def curve(ladder: Ladder) -> list[Any]:
-        records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
-        return [
-            (r["event"], r["step"], pytest.approx(r.get("train_loss", r.get("val_loss")), rel=1e-5))
-            for r in records
-            if r["event"] in ("train", "evaluation")
-        ]
-
     assert curve(ahead) == curve(single)
     *_, last = (r for r in read_records(StageFiles.of(ahead, ahead.stage("tiny")).record) if r["event"] == "train")
     stage = ahead.stage("tiny")
     assert last["tokens_per_s"] > stage.max_steps * ahead.tokens_per_step(stage) / 2  # getting ready does not count
+
+
+def test_steps_that_ran_ahead_beyond_a_rollback_are_forgotten(
+    toy_data: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps 3 to 22 are bad, and one block has all that are left of 30."""
+    ladder = with_stage(toy_data, max_steps=30, eval_interval=100, save_interval=100)
+    ladder = replace(ladder, model=replace(ladder.model, dropout=0.0))
+    single, ahead = elsewhere(ladder, tmp_path, "single"), elsewhere(ladder, tmp_path, "ahead")
+    bad = range(MICROS * 3 + 1, MICROS * 23 + 1)
+    train_stage(run_of(single), poisoned(*bad))
+    monkeypatch.setattr(stepping, "_may_run_ahead", lambda work: True)
+    monkeypatch.setattr(stepping, "WAYS", WAYS[-1:])  # which needs no rehearsal
+    blocks: list[int] = []
+    take = DeviceSteps.take
+    monkeypatch.setattr(DeviceSteps, "take", lambda self, *rest: [blocks.append(len(rest[1])), take(self, *rest)][1])
+    train_stage(run_of(ahead), poisoned(*bad))
+    assert max(blocks) > 20
+    assert curve(ahead) == curve(single)
 
 
 def test_slow_steps_are_taken_few_at_a_time() -> None:

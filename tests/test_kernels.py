@@ -249,6 +249,15 @@ def test_kernel_and_numpy_drop_the_same_elements(compiled: Kernels, n: int, dtyp
     assert torch.equal(alone != 0, kept)
 
 
+def test_what_lies_between_two_bf16_goes_to_the_even_one(compiled: Kernels) -> None:
+    between = torch.arange(257.0, 511.0, 2)  # there bf16 has every second number
+    key = DropoutKey.of(0.5, 7)
+    out = compiled.dropped(between / key.scale, key, torch.bfloat16)
+    kept = out != 0
+    assert 30 < kept.sum() < 100
+    assert torch.equal(out[kept], between.to(torch.bfloat16)[kept])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_way_back_drops_what_the_way_forward_dropped(dtype: torch.dtype) -> None:
     x = torch.zeros(50, 41, dtype=torch.float32 if dtype != torch.float64 else dtype, requires_grad=True)

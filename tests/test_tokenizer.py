@@ -51,7 +51,8 @@ def test_a_marker_inside_a_story_stays_ordinary_text() -> None:
     tokenizer = gpt2_tokenizer()
     ordinary = [27, 91, 437, 1659, 5239, 91, 29]
     assert tokenizer.encode("<|endoftext|>") == ordinary
-    assert tokenizer.encode_stories(["<|endoftext|>", "x"]).tolist() == [*ordinary, EOT, 87, EOT]
+    for encode in (tokenizer.encode_stories, tokenizer.encode_stories_plainly):
+        assert encode(["<|endoftext|>", "x"]).tolist() == [*ordinary, EOT, 87, EOT]
     halves = ["<|endof", "text|>"]
     assert tokenizer.encode_stories(halves).tolist().count(EOT) == 2
 
