@@ -15,7 +15,7 @@ import torch
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.runtime.checkpoint import Payload, previous_of, save_checkpoint
 from storyladder.runtime.errors import SaveFailed, say
-from storyladder.runtime.machine import machine_line
+from storyladder.runtime.machine import is_out_of_memory, machine_line
 from storyladder.stage_files import pack_optimizer, pack_weights, plain_settings, stage_command
 from storyladder.starting import Work
 
@@ -63,7 +63,7 @@ def save_state(work: Work) -> bool:
 
 
 def save_file(work: Work, path: Path, payload: Callable[[], Payload], *, keep_previous: bool) -> bool:
-    """Save, or warn and go on training; after several failures in a row, SaveFailed.
+    """Save, or warn and go on training, whether disk or memory were short; after several failures in a row, SaveFailed.
 
     The first process of a group saves; all learn how it went.
     """
@@ -71,9 +71,11 @@ def save_file(work: Work, path: Path, payload: Callable[[], Payload], *, keep_pr
     def refusal() -> str | None:
         try:
             save_checkpoint(path, payload(), keep_previous=keep_previous)
-        except OSError as error:
+        except (OSError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, OSError) and not is_out_of_memory(error):
+                raise
             work.log.write("save failed", step=work.state.step, file=path.name, error=str(error))
-            return str(error.strerror)
+            return str(error.strerror) if isinstance(error, OSError) else "out of memory"
         return None
 
     why = work.group.first(refusal)

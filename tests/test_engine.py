@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from model import GPT
+from storyladder import saving
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TrainBatches
 from storyladder.engine import train_stage
@@ -623,6 +624,26 @@ def test_a_failed_save_is_said_and_training_goes_on(
     assert files.result.exists()
     events = [record["event"] for record in read_records(files.record)]
     assert events.count("save failed") == 2 and events[-1] == "finished"
+
+
+def test_a_save_for_which_there_is_no_memory_is_a_failed_save(
+    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Packing the second resume state takes more than there is."""
+    real, packed = saving.pack_optimizer, 0
+
+    def pack(*parts: Any) -> Any:
+        nonlocal packed
+        packed += 1
+        if packed == 2:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
+        return real(*parts)
+
+    monkeypatch.setattr(saving, "pack_optimizer", pack)
+    train_stage(run_of(with_stage(toy_data, save_interval=1)), GPT)
+    assert "tiny_resume.pt could not be saved (out of memory); going on" in capsys.readouterr().err
+    events = [record["event"] for record in read_records(StageFiles.of(toy_data, toy_data.stage("tiny")).record)]
+    assert events.count("save failed") == 1 and events[-1] == "finished" and packed > 2
 
 
 def test_three_failed_saves_in_a_row_stop_with_status_75_and_the_last_good_file(toy_data: Ladder) -> None:
