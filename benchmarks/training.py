@@ -316,6 +316,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compiled", action="store_true", help="a compiled plain loop also on a CPU")
     parser.add_argument("--curve", type=int, metavar="N", help="compare the losses of N steps instead")
     parser.add_argument("--curve-batch", type=int, default=4, metavar="N", help="sequences a step for --curve (4)")
+    parser.add_argument("--bf16", action="store_true", help="--curve also in bf16, even where that is slow")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
     parser.add_argument("--no-results", action="store_true", help="leave benchmarks/RESULTS.md as it is")
     flags = parser.parse(argv)
@@ -338,7 +339,10 @@ def main(argv: list[str] | None = None) -> None:
         say(f"text: {text}")
         if flags.curve is not None:
             title = "Training: the loss beside the plain loop's"
-            found = compare_curves(ladder, steps=flags.curve, batch_size=flags.curve_batch, device=flags.device)
+            formats = ("fp32", "bf16") if flags.bf16 else None
+            found = compare_curves(
+                ladder, steps=flags.curve, batch_size=flags.curve_batch, device=flags.device, number_formats=formats
+            )
         else:
             title = "Training: speed"
             found = measure(
