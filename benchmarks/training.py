@@ -323,6 +323,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     for name in ("steps", "curve", "curve_batch"):
         if (value := getattr(flags, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
+    if flags.bf16 and flags.curve is None:
+        parser.error("--bf16 is for --curve N; the race has a plain loop in bf16 anyway")
     return flags
 
 
