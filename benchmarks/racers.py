@@ -25,7 +25,7 @@ from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder
 from storyladder.stage_files import pack_weights
 from storyladder.starting import Work, load_weights, prepare_work
-from storyladder.stepping import device_steps, steps_now
+from storyladder.stepping import device_steps, step_now, steps_now
 
 _PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices that measure the peak
 _PRODUCT_SECONDS = 0.25  # of products in a turn, at least
@@ -40,8 +40,12 @@ def _without_padding() -> None:
     attention._WIDTHS.clear()
 
 
+def _without_fixed_order() -> None:
+    torch.use_deterministic_algorithms(False)
+
+
 # What the product always does on a GPU, left out to see what it brings: for a process that does nothing else.
-WITHOUT = {"chunks": _without_chunks, "padding": _without_padding}
+WITHOUT = {"chunks": _without_chunks, "padding": _without_padding, "a fixed order of sums": _without_fixed_order}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,9 +139,9 @@ class Ours(_Trainer):
 
     def __init__(self, contender: Contender, workload: Workload) -> None:
         super().__init__(workload)
+        self._work = started_work(workload.ladder, workload.device, compact=contender.compact)
         if contender.without is not None:
             WITHOUT[contender.without]()
-        self._work = started_work(workload.ladder, workload.device, compact=contender.compact)
         if contender.number_format is not None:
             dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[contender.number_format]
             self._work.precision = Precision(dtype, "the benchmark asks for it", self.device.type)
@@ -155,13 +159,20 @@ class Ours(_Trainer):
             if found != contender.way:
                 raise RuntimeError(said[-1])
         self._one_by_one = contender.one_by_one
+        if self.device.type == "cuda":  # compile while the others do, not in a turn
+            tick = time.perf_counter()
+            self.steps(0, 2)
+            self.facts["seconds_to_first_steps"] = round(time.perf_counter() - tick, 1)
 
     def steps(self, first: int, n: int) -> list[float | torch.Tensor]:
         """Updates of the product, on a GPU many at a time."""
+        if self._one_by_one:
+            return [step_now(self._work, step=number).train_loss for number in range(first, first + n)]
         losses: list[float | torch.Tensor] = []
         while len(losses) < n:
-            left = 1 if self._one_by_one else n - len(losses)
-            losses += [result.train_loss for result in steps_now(self._work, step=first + len(losses), n=left)]
+            losses += [
+                result.train_loss for result in steps_now(self._work, step=first + len(losses), n=n - len(losses))
+            ]
         return losses
 
 
@@ -197,6 +208,8 @@ class Plain(_Trainer):
             "micro_batch": stage.batch_size,
             "compiled": contender.compiled,
         }
+        if contender.compiled and self.device.type == "cuda":
+            self.steps(0, 2)
 
     def step(self, number: int) -> float | torch.Tensor:
         """One update of the plain loop; its loss is read at the end of the turn, so that a GPU need not wait."""

@@ -25,6 +25,7 @@ from storyladder.runtime.distributed import Group, own_device
 from storyladder.runtime.errors import DataError, SettingsError, UserError, say
 from storyladder.runtime.machine import (
     Precision,
+    compute_repeatably,
     free_memory,
     keep_freed_memory,
     machine_line,
@@ -97,6 +98,8 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
     check_shares(run.stage, group)
     device = group.together(lambda: pick_device(own_device(run.device, group)))
     precision = pick_precision(device)
+    if device.type == "cuda":
+        compute_repeatably()
     if device.type == "cpu":
         keep_freed_memory()
         if cpu_kernels() is None:

@@ -48,7 +48,7 @@ def step_now(work: Work, *, step: int) -> StepResult:
 
 def steps_now(work: Work, *, step: int, n: int) -> list[StepResult]:
     """At most n updates from number `step` on: on one GPU many without waiting for it, elsewhere one."""
-    if n == 1 or not _may_run_ahead(work):
+    if not _may_run_ahead(work):
         return [step_now(work, step=step)]
     work.data.train.check_size()
     numbers = range(step, step + min(n, MOST_STEPS))
@@ -56,8 +56,8 @@ def steps_now(work: Work, *, step: int, n: int) -> list[StepResult]:
     if work.device_steps is None or not work.device_steps.is_for(work.optimizer, work.micro_batch_size):
         work.device_steps = None  # frees its memory before the next one takes its own
         tick = time.perf_counter()
-        # A compiler's minute is won back by long stages only.
-        long = work.stage.max_steps - work.state.step >= _STEPS_TO_COMPILE_FOR
+        # A compiler's minute pays in long stages only. Asked of the whole stage, so that a resumed one computes alike.
+        long = work.stage.max_steps >= _STEPS_TO_COMPILE_FOR
         if long:
             print("compiling the steps, which may take a minute", flush=True)
         work.device_steps, way = device_steps(work, starts[0], [way for way in WAYS if long or not way.compiled])

@@ -121,7 +121,9 @@ def entropy_(scores_RV: Tensor, targets_R: Tensor, log_unseen: float, gradient: 
     loss = log_unseen * (targets_R == scores_RV.size(1) - 1).sum(dtype=wide_RV.dtype)
     loss = loss - wide_RV.gather(1, targets_R1).sum()
     if gradient:
-        wide_RV.exp_().scatter_add_(1, targets_R1, torch.full_like(targets_R1, -1, dtype=wide_RV.dtype))
+        wide_RV.exp_()[torch.arange(len(wide_RV), device=wide_RV.device), targets_R] -= (
+            1  # scatter_add_ has no fixed order
+        )
         if wide_RV is not scores_RV:
             scores_RV.copy_(wide_RV)
     return loss

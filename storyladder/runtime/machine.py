@@ -100,6 +100,17 @@ def keep_freed_memory() -> bool:
     return False
 
 
+def compute_repeatably() -> None:
+    """Let a GPU add in the same order every time, so that a resumed run ends in the same bits. Once, before any matmul.
+
+    What has no such form only warns: attention in fp32 and on cards older than sm80. Source: torch's notes on
+    reproducibility.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that could be taken now, or None where nobody says."""
     if device.type == "cuda":

@@ -1,0 +1,334 @@
+"""Everything that only a GPU can show, in one command of about eight minutes that needs no installation: make gpu.
+
+    python benchmarks/gpu.py                      all sections; prints, and writes gpu.json
+    python benchmarks/gpu.py --out FILE           the same, into another file
+    python benchmarks/gpu.py --only tests,speed   some of the sections
+    python benchmarks/gpu.py --record FILE        write such a file's figures into RESULTS.md; needs no GPU
+
+Sections run in order of importance, each in a process of its own with a time limit, and the file is written after each:
+a break in one loses nothing. Without a GPU every section says so, and the status is 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.results import hardware_line, write_section
+from storyladder.runtime.errors import UserError, user_errors
+from storyladder.settings import PROJECT
+
+_TAIL = 12_000  # characters of a section's output that are kept
+_PROMPTS = (
+    "Once upon a time, there was a little dog named Max.",
+    "It was a dark and stormy night, and the wind howled through the trees.",
+    'The queen looked at the boy and said, "',
+)
+_STAGE_SECONDS = {"train_tiny.py": 100, "train_children.py": 45, "train_simp.py": 35}  # three minutes together
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """One part of the run: a process that is given `seconds`, and the folder of the run as its last argument."""
+
+    name: str
+    seconds: int
+    command: Callable[[Path], list[str]]
+
+
+@dataclasses.dataclass
+class Found:
+    """What became of a section."""
+
+    status: int | str  # of its process, "no GPU", or "ran out of time"
+    seconds: float
+    output: str  # the end of what it printed
+    json: dict[str, Any] | None  # its last line, where that is a JSON object
+
+
+def _script(*words: str) -> Callable[[Path], list[str]]:
+    return lambda folder: [sys.executable, *(word.replace("FOLDER", str(folder)) for word in words)]
+
+
+_SELF = "benchmarks/gpu.py"
+_RESULT = "FOLDER/checkpoints/simple_stories_ckpt.pt"
+SECTIONS = (
+    Section(name="tests", seconds=150, command=_script(_SELF, "--section", "tests", "FOLDER")),
+    Section(
+        name="speed",
+        seconds=240,
+        command=_script("benchmarks/training.py", "--json", "--no-results", "--device", "cuda", "--minutes", "1.5"),
+    ),
+    Section(name="profile", seconds=90, command=_script(_SELF, "--section", "profile", "FOLDER")),
+    Section(name="stages", seconds=240, command=_script(_SELF, "--section", "stages", "FOLDER")),
+    Section(
+        name="generation",
+        seconds=60,
+        command=_script(
+            *("benchmarks/generation.py", "--json", "--no-results", "--device", "cuda", "--minutes", "0.5"),
+            *("--checkpoint", _RESULT),
+        ),
+    ),
+    Section(name="loss", seconds=60, command=_script("benchmarks/head_loss.py", "--json", "--no-results")),
+)
+
+
+def gpu_name() -> str | None:
+    """The GPU's name, or None where torch has none or is not there. Asked in a process that gives the GPU back."""
+    program = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+    with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+        return done.stdout.strip() or None if done.returncode == 0 else None
+    return None
+
+
+def run_section(section: Section, folder: Path, seconds: float) -> Found:
+    """Run it, let its output through, and end it and all that it started when its time is over."""
+    began, environment = time.monotonic(), {**os.environ, "PYTHONUNBUFFERED": "1"}
+    log = folder / f"{section.name}.log"
+    with log.open("w+", encoding="utf-8", errors="replace") as output:
+        process = subprocess.Popen(
+            section.command(folder),
+            cwd=PROJECT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        status: int | str
+        try:
+            status = process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            status = "ran out of time"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return Found(status, round(time.monotonic() - began, 1), text[-_TAIL:], _last_json(text))
+
+
+def _last_json(text: str) -> dict[str, Any] | None:
+    """The last line, if it is a JSON object."""
+    with contextlib.suppress(ValueError, IndexError):
+        value = json.loads(text.strip().splitlines()[-1])
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def run_all(sections: Sequence[Section], out: Path, gpu: str | None, seconds: float) -> dict[str, Any]:
+    """The sections in their order, within `seconds` together; what was found is in `out` after each of them."""
+    found: dict[str, Any] = {"gpu": gpu, "machine": hardware_line(), "sections": {}}
+    deadline = time.monotonic() + seconds
+    with tempfile.TemporaryDirectory(prefix="storyladder-gpu-") as folder:
+        _write_config(Path(folder))
+        for section in sections:
+            left = deadline - time.monotonic()
+            if gpu is None:
+                result = Found("no GPU", 0.0, "", None)
+            elif left < 1:
+                result = Found("ran out of time", 0.0, "", None)
+            else:
+                result = run_section(section, Path(folder), min(section.seconds, left))
+            print(f"=== {section.name}: {result.status}, {result.seconds:g} s\n{result.output}".rstrip(), flush=True)
+            found["sections"][section.name] = dataclasses.asdict(result)
+            partial = out.with_name(out.name + ".partial")
+            partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            os.replace(partial, out)
+    return found
+
+
+# --- the sections that are programs of this file ----------------------------------------------------------------------
+
+
+def run_tests(folder: Path) -> int:
+    """The tests that need a GPU, several at a time where pytest-xdist is there; the last line counts them."""
+    report = folder / "tests.xml"
+    workers = ["-n", "4"] if _is_there("xdist") else []
+    tests = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-rfEs", "--tb=short", "-p", "no:cacheprovider"]
+    done = subprocess.run([*tests, *workers, f"--junitxml={report}", "tests/test_cuda.py"], cwd=PROJECT, check=False)
+    if report.exists():
+        from xml.etree import ElementTree
+
+        cases = list(ElementTree.parse(report).iter("testcase"))
+        outcomes = {
+            f"{case.get('name')}": next((child.tag for child in case if child.tag != "properties"), "passed")
+            for case in cases
+        }
+        passed = sum(outcome == "passed" for outcome in outcomes.values())
+        print(json.dumps({"passed": passed, "of": len(outcomes), "tests": outcomes}))
+    return done.returncode
+
+
+def _is_there(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None
+
+
+def _write_config(folder: Path) -> None:
+    """The default preset on the user's data, with checkpoints and records under `folder`."""
+    (folder / "config.py").write_text(
+        "from dataclasses import replace\n\nfrom config import LADDER\nfrom storyladder.settings import Paths\n\n"
+        f"PATHS = Paths(root={str(folder)!r}, data={str(PROJECT / 'data')!r})\n"
+        "PRESETS = (replace(LADDER, paths=PATHS),)\n",
+        encoding="utf-8",
+    )
+
+
+def run_stages(folder: Path) -> int:
+    """Three stages by the user's own commands in three minutes, then stories; the last line has all losses."""
+    flags = ["--config", str(folder / "config.py")]
+    worst, seconds = 0, {}
+    for script, allowed in _STAGE_SECONDS.items():
+        tick = time.monotonic()
+        called = [sys.executable, script, *flags, "--minutes", str(allowed / 60)]
+        worst = max(worst, subprocess.run(called, cwd=PROJECT, check=False).returncode)
+        seconds[script] = round(time.monotonic() - tick, 1)
+    stories = []
+    for prompt in _PROMPTS:
+        called = [sys.executable, "generate.py", *flags, "--seed", "1", "--max-new-tokens", "200", "--prompt", prompt]
+        done = subprocess.run(called, cwd=PROJECT, capture_output=True, text=True, check=False)
+        worst = max(worst, done.returncode)
+        stories.append(done.stdout or done.stderr)
+        print("---\n" + stories[-1])
+    records = {path.stem: list(_evaluations(path)) for path in sorted((folder / "runs").glob("*.jsonl"))}
+    print(json.dumps({"evaluations": records, "seconds": seconds, "stories": stories}))
+    return worst
+
+
+def _evaluations(path: Path) -> Iterator[dict[str, Any]]:
+    """The evaluations of a run log, and its last record of training speed."""
+    speed = None
+    for line in path.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        if record["event"] == "train":
+            speed = record["tokens_per_s"]
+        if record["event"] == "evaluation":
+            yield {name: record[name] for name in ("step", "val_loss", "bits_per_byte")} | {"tokens_per_s": speed}
+
+
+def run_profile(_: Path) -> int:
+    """Where a step's time goes: the kernels of ten steps, whole and compact vocabulary."""
+    import torch
+
+    from benchmarks.racers import started_work
+    from benchmarks.workload import moved_to, put_text
+    from storyladder.command_line import load_ladder
+    from storyladder.stepping import steps_now
+
+    with tempfile.TemporaryDirectory() as folder:
+        ladder = moved_to(load_ladder(None, "default"), Path(folder))
+        put_text(ladder, None)
+        for compact in (True, False):
+            work = started_work(ladder, "cuda", compact=compact)
+            steps_now(work, step=0, n=10)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+                steps_now(work, step=10, n=10)
+                torch.cuda.synchronize()
+            kernels = sorted(profile.key_averages(), key=lambda each: -each.self_device_time_total)
+            total = sum(each.self_device_time_total for each in kernels)
+            print(f"{'compact' if compact else 'whole'} vocabulary: {total / 1e4:.3f} ms of kernels a step")
+            for each in kernels[:28]:
+                print(f"{each.self_device_time_total / 1e4:8.4f} ms  {each.count / 10:6.1f} x  {each.key[:110]}")
+    return 0
+
+
+PROGRAMS = {"tests": run_tests, "stages": run_stages, "profile": run_profile}
+
+
+# --- recording --------------------------------------------------------------------------------------------------------
+
+
+def record(path: Path) -> None:
+    """Write what a file of this program says into RESULTS.md: a section for each card."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        gpu, sections = found["gpu"], found["sections"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a file of benchmarks/gpu.py ({error}); make one with: make gpu") from None
+    if gpu is None:
+        raise UserError(f"{path} was written without a GPU; run make gpu on a machine that has one")
+    lines = [f"{found['machine']}.", "", "    make gpu", ""]
+    if tests := sections.get("tests", {}).get("json"):
+        failed = [name for name, outcome in tests["tests"].items() if outcome not in ("passed", "skipped")]
+        lines += [
+            f"Tests: {tests['passed']} of {tests['of']} passed{': not ' + ', '.join(failed) if failed else ''}.",
+            "",
+        ]
+    for name in ("speed", "loss", "generation"):
+        output = sections.get(name, {}).get("output", "")
+        lines += [
+            f"### {name}",
+            "",
+            *(_tables(output) or [f"Nothing measured: {sections.get(name, {}).get('status')}."]),
+            "",
+        ]
+    if stages := sections.get("stages", {}).get("json"):
+        lines += [
+            "### stages",
+            "",
+            "| stage | steps | val_loss | bits per byte | tokens/s |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for stage in ("tiny", "children", "simple"):
+            for each in stages["evaluations"].get(stage, [])[-1:]:
+                speed = f"{each['tokens_per_s']:,}" if each["tokens_per_s"] else ""
+                lines.append(
+                    f"| {stage} | {each['step']:,} | {each['val_loss']:.4f} | {each['bits_per_byte']:.3f} | {speed} |"
+                )
+    write_section(f"GPU: {gpu}", lines)
+
+
+def _tables(output: str) -> list[str]:
+    """The Markdown tables in what a benchmark printed, and the lines on peaks."""
+    return [line for line in output.splitlines() if line.startswith(("| ", "| ---", "|", "matmul", "products"))]
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The flags of this command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), metavar="FILE", help="what is found (gpu.json)")
+    parser.add_argument("--only", metavar="NAMES", help=f"of {', '.join(each.name for each in SECTIONS)}")
+    parser.add_argument("--seconds", type=float, default=480.0, metavar="N", help="for all sections together (480)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="write a file's figures into RESULTS.md")
+    parser.add_argument("--section", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run, or record."""
+    with user_errors():
+        flags = arguments(argv)
+        if flags.section:
+            sys.exit(PROGRAMS[flags.section[0]](Path(flags.section[1])))
+        if flags.record:
+            record(flags.record)
+            return
+        names = [each.name for each in SECTIONS] if flags.only is None else flags.only.split(",")
+        if unknown := [name for name in names if name not in {each.name for each in SECTIONS}]:
+            there = ", ".join(each.name for each in SECTIONS)
+            raise UserError(f"--only names {', '.join(unknown)}; the sections are {there}")
+        gpu = gpu_name()
+        print(f"GPU: {gpu or 'none'}", flush=True)
+        found = run_all([each for each in SECTIONS if each.name in names], flags.out, gpu, flags.seconds)
+        statuses = {name: section["status"] for name, section in found["sections"].items()}
+        print(", ".join(f"{name}: {status}" for name, status in statuses.items()) + f"; all of it is in {flags.out}")
+        sys.exit(any(status not in (0, "no GPU") for status in statuses.values()))
+
+
+if __name__ == "__main__":
+    main()
