@@ -18,7 +18,7 @@ from conftest import BOTH_OPTIMIZERS, MUON
 from torch.nn import functional as F
 
 from model import GPT
-from storyladder import saving
+from storyladder import saving, starting
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TrainBatches
 from storyladder.engine import train_stage
@@ -27,6 +27,7 @@ from storyladder.learning.schedule import lr_at
 from storyladder.learning.vocabulary import start_rows_equal
 from storyladder.runtime.checkpoint import load_checkpoint, previous_of, read_checkpoint, save_checkpoint
 from storyladder.runtime.errors import CheckpointError, Interrupted, OutOfMemory, SaveFailed, TrainingFailed, UserError
+from storyladder.runtime.machine import Precision
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, ModelConfig
 from storyladder.stage_files import StageFiles
@@ -179,6 +180,29 @@ def test_killed_between_saves_resumes_from_the_last_one_and_ends_the_same(
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     files = [StageFiles.of(ladder, ladder.stage("tiny")) for ladder in (whole, killed)]
     assert read_checkpoint(files[1].resume)["progress"]["step"] == 4
+    train_stage(run_of(killed), GPT)
+    assert_equal(plain_state(files[0].result), plain_state(files[1].result))
+    assert plain_record(files[0].record) == plain_record(files[1].record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stage_of_muon_that_is_killed_twenty_times_ends_the_same(
+    toy_data: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Every life makes two steps, saves, and ends in the first or second forward of the step after the save."""
+    monkeypatch.setattr(starting, "pick_precision", lambda _: Precision(dtype, "a test wants it", "cpu"))
+    ladder = with_stage(toy_data, max_steps=44, save_interval=2, **MUON)
+    whole, killed = elsewhere(ladder, tmp_path, "whole"), elsewhere(ladder, tmp_path, "killed")
+    train_stage(run_of(whole), GPT)
+    files = [StageFiles.of(each, each.stage("tiny")) for each in (whole, killed)]
+    for life in range(1, 21):
+        child = os.fork()
+        if child == 0:
+            train_stage(run_of(killed), SignalAt(MICROS * 2 + 1 + life % 2, number=signal.SIGKILL))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert read_checkpoint(files[1].resume)["progress"]["step"] == 2 * life
     train_stage(run_of(killed), GPT)
     assert_equal(plain_state(files[0].result), plain_state(files[1].result))
     assert plain_record(files[0].record) == plain_record(files[1].record)
