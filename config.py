@@ -99,7 +99,61 @@ DEMO = replace(
     corpus=CorpusConfig(sample_stories=20_000),
 )
 
-PRESETS = (LADDER, SHORT, DEMO)
+# --- swift: the same network and files by the quickest recipe known; 1,500 steps are about an hour of a laptop --------
+
+SWIFT_TINY = replace(
+    TINY,
+    max_steps=1_500,
+    optimizer="muon",
+    schedule="linear",
+    max_lr=0.02,
+    min_lr=0.0,
+    wte_lr=2e-3,
+    wpe_lr=2e-3,
+    vector_lr=2e-3,
+    lr_horizon=1_500,
+    warmup_steps=20,
+    eval_interval=250,
+    val_windows=256,
+)
+SWIFT_CHILDREN = replace(
+    SWIFT_TINY,
+    name="children",
+    train_file=CHILDREN.train_file,
+    val_file=CHILDREN.val_file,
+    result_file=CHILDREN.result_file,
+    init_from="tiny",
+    max_steps=300,
+    max_lr=0.01,
+    wte_lr=1e-3,
+    wpe_lr=1e-3,
+    vector_lr=1e-3,
+    eval_interval=50,
+    patience=5,
+)
+SWIFT_SIMPLE = replace(
+    SWIFT_CHILDREN,
+    name="simple",
+    train_file=SIMPLE.train_file,
+    val_file=SIMPLE.val_file,
+    result_file=SIMPLE.result_file,
+    init_from="children",
+    max_steps=60,
+    max_lr=0.005,
+    wte_lr=5e-4,
+    wpe_lr=5e-4,
+    vector_lr=5e-4,
+    warmup_steps=5,
+    eval_interval=10,
+)
+SWIFT = replace(
+    LADDER,
+    name="swift",
+    model=replace(MODEL, dropout=0.0),
+    stages=(SWIFT_TINY, SWIFT_CHILDREN, SWIFT_SIMPLE),
+)
+
+PRESETS = (LADDER, SHORT, DEMO, SWIFT)
 
 if __name__ == "__main__":
     from storyladder.command_line import print_settings

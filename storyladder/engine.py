@@ -118,7 +118,8 @@ def _set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gr
     print(f"stage {run.stage.name}: {work.start.words}", flush=True)
     if run.minutes is not None:
         fit_to_minutes(work, run.minutes, measure_speed(work))
-        work.optimizer, work.scaler = build_optimizer(work.model, work.stage), work.precision.scaler()
+        work.optimizer = build_optimizer(work.model, work.stage, work.precision.product_dtype)
+        work.scaler = work.precision.scaler()
     load_weights(work, build_model)
     if run.fresh:
         group.first(lambda: _set_aside(work))

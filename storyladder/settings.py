@@ -107,13 +107,20 @@ class StageConfig:
     max_steps: int = 200_000  # optimizer steps; a maximum where `patience` is set
     batch_size: int = 32  # sequences per optimizer step, over all micro-batches and processes
     micro_batch_size: int | None = None  # sequences per forward; None: chosen from the memory there is
-    max_lr: float = 3e-4  # after the warm-up
-    min_lr: float = 3e-5  # at max_steps, by a cosine
+    optimizer: str = "adamw"  # adamw; muon: Muon moves the hidden matrices, AdamW everything else
+    schedule: str = "cosine"  # cosine or linear: the way from max_lr to min_lr
+    max_lr: float = 3e-4  # after the warm-up; under muon that of the hidden matrices
+    min_lr: float = 3e-5  # at max_steps
+    wte_lr: float | None = None  # AdamW's for the token embedding where max_lr stands; None: max_lr
+    wpe_lr: float | None = None  # likewise for the position embedding
+    vector_lr: float | None = None  # likewise for biases and layer norms
+    lr_horizon: int | None = None  # optimizer steps that the rates suit; a stage k times as long has k^-0.32 of them
     warmup_steps: int = 1_000  # optimizer steps of linear warm-up
     weight_decay: float = 0.1  # on matrices only
     beta1: float = 0.9
     beta2: float = 0.99  # 8,192 tokens a step are a small batch; 0.95 is for half a million
     eps: float = 1e-8
+    momentum: float = 0.95  # Muon's: the weight of the past in its averaged gradients
     grad_clip: float = 1.0  # largest L2 norm of the whole gradient
     eval_interval: int = 2_000  # optimizer steps
     val_windows: int | None = None  # windows of context_length read by an evaluation; None: the whole file
@@ -260,11 +267,16 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "micro_batch_size": (1, 10**6),
     "max_lr": (1e-12, 10),
     "min_lr": (0, 10),
+    "wte_lr": (1e-12, 10),
+    "wpe_lr": (1e-12, 10),
+    "vector_lr": (1e-12, 10),
+    "lr_horizon": (1, 10**9),
     "warmup_steps": (0, 10**9),
     "weight_decay": (0, 10),
     "beta1": (0, 0.999999),
     "beta2": (0, 0.999999),
     "eps": (1e-30, 1),
+    "momentum": (0, 0.999999),
     "grad_clip": (1e-9, 1e9),
     "eval_interval": (1, 10**9),
     "val_windows": (1, 10**9),
@@ -336,10 +348,19 @@ def _model_problems(model: ModelConfig) -> Iterator[str]:
         yield f"model: n_embd ({model.n_embd}) must be a multiple of n_head ({model.n_head}), for example {fitting}"
 
 
+_CHOICES = {"optimizer": ("adamw", "muon"), "schedule": ("cosine", "linear")}
+
+
 def _stage_problems(stage: StageConfig) -> Iterator[str]:
     """What the fields of one stage must agree on."""
     if stage.name not in STAGE_NAMES:
         yield f"unknown name{nearest(stage.name, STAGE_NAMES)}"
+    for field, choices in _CHOICES.items():
+        if (value := getattr(stage, field)) not in choices:
+            yield f"{field} is {value!r}; expected {' or '.join(map(repr, choices))}"
+    own = ("wte_lr", "wpe_lr", "vector_lr")
+    if stage.optimizer == "muon" and (missing := [field for field in own if getattr(stage, field) is None]):
+        yield f"{', '.join(missing)} must have a value where Muon has max_lr ({stage.max_lr:g}), for example 2e-3"
     if stage.min_lr > stage.max_lr:
         yield f"min_lr ({stage.min_lr:g}) is above max_lr ({stage.max_lr:g}); lower it"
     if stage.warmup_steps >= stage.max_steps:

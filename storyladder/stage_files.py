@@ -24,7 +24,7 @@ from storyladder.runtime.checkpoint import Loaded, Payload, previous_of, read_ch
 from storyladder.runtime.errors import CheckpointError, DamagedCheckpoint
 from storyladder.settings import Ladder, ModelConfig, StageConfig
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state for every parameter
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state, which the token embedding has under every optimizer
 
 
 @dataclasses.dataclass
@@ -156,33 +156,41 @@ def unpack_weights(model: LanguageModel, weights: dict[str, Tensor], vocabulary:
 def pack_optimizer(
     model: LanguageModel, optimizer: torch.optim.Optimizer, vocabulary: CompactVocabulary
 ) -> dict[str, Any]:
-    """AdamW's moments by parameter name, with the whole vocabulary, and how many updates it made."""
-    packed: dict[str, Any] = {"updates": 0, **{moment: {} for moment in MOMENTS}}
+    """The optimizer's moments by parameter name, with the whole vocabulary, and how many updates it made."""
+    moments_of = _moments_of(optimizer)
+    packed: dict[str, Any] = {"updates": 0, **{moment: {} for moments in moments_of.values() for moment in moments}}
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
-        for moment in MOMENTS if state else ():
+        for moment in moments_of[parameter] if state else ():
             tensor = vocabulary.expand(state[moment]) if name == EMBEDDING else state[moment]
             packed[moment][name] = tensor.detach().cpu().clone()
-            packed["updates"] = int(state["step"])
+        packed["updates"] = int(state.get("step", packed["updates"]))  # Muon counts none
     return packed
 
 
 def unpack_optimizer(
     model: LanguageModel, optimizer: torch.optim.Optimizer, packed: dict[str, Any], vocabulary: CompactVocabulary
 ) -> None:
-    """Give AdamW back what `pack_optimizer` took."""
+    """Give the optimizer back what `pack_optimizer` took."""
     optimizer.state.clear()
     if not packed["updates"]:
         return
+    moments_of = _moments_of(optimizer)
     for name, parameter in model.named_parameters():
-        tensors = {moment: packed[moment][name] for moment in MOMENTS}
+        state = {moment: packed[moment][name] for moment in moments_of[parameter]}
         if name == EMBEDDING:
-            tensors = {moment: vocabulary.compress(tensor) for moment, tensor in tensors.items()}
-        counter = torch.tensor(float(packed["updates"]))
-        if optimizer.defaults["fused"]:  # which counts on the device; the plain one on the CPU
-            counter = counter.to(parameter.device)
-        on_device = {moment: tensor.to(parameter.device) for moment, tensor in tensors.items()}
-        optimizer.state[parameter] = {"step": counter, **on_device}
+            state = {moment: vocabulary.compress(tensor) for moment, tensor in state.items()}
+        state = {moment: tensor.to(parameter.device) for moment, tensor in state.items()}
+        if "exp_avg" in state:
+            counter = torch.tensor(float(packed["updates"]))
+            # The fused one counts on the device, the plain one on the CPU.
+            state["step"] = counter.to(parameter.device) if optimizer.defaults["fused"] else counter
+        optimizer.state[parameter] = state
+
+
+def _moments_of(optimizer: torch.optim.Optimizer) -> dict[Tensor, tuple[str, ...]]:
+    """The names of each parameter's moments."""
+    return {parameter: group["moments"] for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def check_content(payload: Payload, path: Path) -> None:
@@ -230,6 +238,26 @@ def check_shapes(payload: Payload, path: Path, model: ModelConfig) -> None:
         raise CheckpointError(f"{path} lacks the weights {EMBEDDING} of {model.vocab_size} x {model.n_embd}")
 
 
+def check_optimizer(payload: Payload, path: Path, stage: StageConfig) -> None:
+    """CheckpointError if a resume state is that of another optimizer than the stage's."""
+    theirs = _saved_settings(payload)["optimizer"]
+    if theirs != stage.optimizer:
+        raise CheckpointError(
+            f"{path} holds the state of optimizer {theirs!r}, which {stage.optimizer!r} cannot go on from; "
+            f"set optimizer={theirs!r} in config.py for stage {stage.name}, or start over with --fresh"
+        )
+
+
+def _saved_settings(payload: Payload) -> dict[str, Any]:
+    """The stage's settings in a checkpoint; what it does not name yet had the default's effect."""
+    later = {
+        field.name: field.default
+        for field in dataclasses.fields(StageConfig)
+        if field.default is not dataclasses.MISSING
+    }
+    return {**later, **payload["settings"]["stages"][-1]}
+
+
 # Settings that say how to run, when to look and where to keep it: they change nothing of what is learned, except that
 # the draws of dropout follow the micro-batches.
 _FREE_SETTINGS = {
@@ -246,7 +274,7 @@ _FREE_SETTINGS = {
 
 def changes_since(payload: Payload, ladder: Ladder, stage: StageConfig, data: dict[str, str]) -> list[str]:
     """What would make a resumed run differ from an uninterrupted one, a phrase each."""
-    saved = payload["settings"]["stages"][-1]
+    saved = _saved_settings(payload)
     now = dataclasses.asdict(stage)
     changed = [
         f"{name} was {saved.get(name)} and is {value}"

@@ -126,7 +126,7 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
             seed=stage.seed,
         ),
         model=model,
-        optimizer=build_optimizer(model, stage),
+        optimizer=build_optimizer(model, stage, precision.product_dtype),
         scaler=precision.scaler(),
         vocabulary=vocabulary,
         device=device,

@@ -15,7 +15,15 @@ from storyladder.command_line import StageRun
 from storyladder.runtime.checkpoint import Loaded, Payload, load_checkpoint
 from storyladder.runtime.distributed import Group
 from storyladder.runtime.errors import CheckpointError, UserError, say
-from storyladder.stage_files import StageFiles, TrainState, changes_since, check_shapes, load_result, script_of
+from storyladder.stage_files import (
+    StageFiles,
+    TrainState,
+    changes_since,
+    check_optimizer,
+    check_shapes,
+    load_result,
+    script_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +55,7 @@ def _continued(run: StageRun, resume: Loaded, fingerprints: dict[str, str]) -> S
             f"right file back, or start over with --fresh, which keeps this one aside"
         )
     check_shapes(resume.payload, resume.path, run.ladder.model)
+    check_optimizer(resume.payload, resume.path, run.stage)
     changes = changes_since(resume.payload, run.ladder, run.stage, fingerprints)
     if changes and not run.accept_changes:
         raise UserError(

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,17 @@ from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig, check
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+MUON: dict[str, Any] = {
+    "optimizer": "muon",
+    "schedule": "linear",
+    "max_lr": 0.02,
+    "min_lr": 0.0,
+    "wte_lr": 0.01,
+    "wpe_lr": 0.005,
+    "vector_lr": 0.03,
+}
+BOTH_OPTIMIZERS = pytest.mark.parametrize("changes", [{}, MUON], ids=["adamw", "muon"])
 
 TOY_MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, dropout=0.1)
 TOY_TINY = StageConfig(

@@ -33,11 +33,13 @@ from storyladder.learning.loss import fused_entropy_
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.runtime.machine import Precision
+from storyladder.settings import StageConfig
 
 GPU = torch.device("cuda:0")
 CUDA, META = 1, 14  # places of c10::DeviceType
 LADDER = load_ladder(None, "default")
 STAGE = LADDER.stages[0]
+MUON = load_ladder(None, "swift").stages[0]
 SEEN = 13_232  # token types of TinyStories' first 8.6 million tokens
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -50,6 +52,7 @@ def pretend_a_gpu() -> None:
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     torch.cuda.is_bf16_supported = lambda *_, **__: True  # type: ignore[assignment]
     step._backward = backward
+    LIBRARY.impl("_fused_adamw_.tensor_lr", lambda *_, **__: None, "Meta")  # which torch has for numbers only
 
 
 def backward(loss: Tensor) -> None:
@@ -93,7 +96,9 @@ def _add(slots: dict[int, Tensor], place: int, grad: Tensor, expected: Any) -> N
     slots[place] = slots[place] + grad if place in slots else grad
 
 
-def parts(number_format: str, *, compact: bool, n_layer: int) -> tuple[GPT, torch.optim.AdamW, dict[str, Any]]:
+def parts(
+    number_format: str, *, compact: bool, n_layer: int, stage: StageConfig = STAGE
+) -> tuple[GPT, torch.optim.Optimizer, dict[str, Any]]:
     """Model, optimizer and the rest of a step on the fake GPU; to be called with fake tensors on."""
     seen = torch.zeros(LADDER.model.vocab_size, dtype=torch.bool)
     seen[:SEEN] = True
@@ -103,18 +108,26 @@ def parts(number_format: str, *, compact: bool, n_layer: int) -> tuple[GPT, torc
         with GPU:
             model = GPT(dataclasses.replace(LADDER.model, vocab_size=vocabulary.n_rows, n_layer=n_layer))
         precision = Precision(FORMATS[number_format], "it is asked for", "cuda")
-        return model, build_optimizer(model, STAGE), {"precision": precision, "vocabulary": vocabulary}
+        optimizer = build_optimizer(model, stage, precision.product_dtype)
+        return model, optimizer, {"precision": precision, "vocabulary": vocabulary}
 
 
-def ahead(number_format: str, *, compact: bool, micro: int = STAGE.batch_size, n_layer: int = 2) -> DeviceSteps:
+def ahead(
+    number_format: str,
+    *,
+    compact: bool,
+    micro: int = STAGE.batch_size,
+    n_layer: int = 2,
+    stage: StageConfig = STAGE,
+) -> DeviceSteps:
     """Steps that run ahead."""
-    model, optimizer, rest = parts(number_format, compact=compact, n_layer=n_layer)
+    model, optimizer, rest = parts(number_format, compact=compact, n_layer=n_layer, stage=stage)
     with FAKE:
         return DeviceSteps(
             model,
             optimizer,
             np.zeros(3000, np.uint16),
-            stage=STAGE,
+            stage=stage,
             context_length=LADDER.model.context_length,
             micro_batch_size=micro,
             device=GPU,
@@ -122,9 +135,9 @@ def ahead(number_format: str, *, compact: bool, micro: int = STAGE.batch_size, n
         )
 
 
-def run_ahead(number_format: str, *, compact: bool, micro: int = STAGE.batch_size) -> str:
+def run_ahead(number_format: str, *, compact: bool, micro: int = STAGE.batch_size, stage: StageConfig = STAGE) -> str:
     """One update between two looks at the losses."""
-    steps = ahead(number_format, compact=compact, micro=micro)
+    steps = ahead(number_format, compact=compact, micro=micro, stage=stage)
     with FAKE:
         steps._step()
     return f"ran on {steps._results.device}"
@@ -209,6 +222,7 @@ def traffic() -> dict[str, dict[str, float]]:
 
 
 FAKE = FakeTensorMode()
+LIBRARY = torch.library.Library("aten", "IMPL")
 
 if __name__ == "__main__":
     pretend_a_gpu()
@@ -219,6 +233,7 @@ if __name__ == "__main__":
         "bf16, compact": lambda: run_ahead("bf16", compact=True),
         "bf16, whole": lambda: run_ahead("bf16", compact=False),
         "bf16, compact, two micro-batches": lambda: run_ahead("bf16", compact=True, micro=16),
+        "bf16, compact, Muon": lambda: run_ahead("bf16", compact=True, stage=MUON),
         "fp32, compact": lambda: run_ahead("fp32", compact=True),
         "fp32, whole": lambda: run_ahead("fp32", compact=False),
         "fp16, single": lambda: stops_at("fp16"),

@@ -5,6 +5,7 @@ Not a test itself. Usage: torchrun --nproc_per_node=2 tests/group_program.py FOL
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ from storyladder.settings import ModelConfig, StageConfig  # noqa: E402
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, vocab_size=40, dropout=0.2)
 STAGE = StageConfig(name="tiny", train_file="", val_file="", result_file="", seed=7, grad_clip=1e6)
+MUON = dataclasses.replace(STAGE, optimizer="muon", max_lr=0.02, wte_lr=0.01, wpe_lr=0.01, vector_lr=0.01)
 
 
 def gradients_of_a_step(group: Group) -> dict[str, torch.Tensor]:
@@ -55,6 +57,31 @@ def gradients_of_a_step(group: Group) -> dict[str, torch.Tensor]:
     )
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return {**found, "loss": torch.tensor(result.train_loss), "norm": torch.tensor(result.grad_norm)}
+
+
+def weights_moved_by_muon(group: Group) -> dict[str, torch.Tensor]:
+    """Weights in fp64 after two steps of Muon with four sequences."""
+    torch.manual_seed(2)
+    model = GPT(dataclasses.replace(MODEL, dropout=0.0)).double()
+    optimizer = build_optimizer(model, MUON)
+    precision = Precision(torch.float32, "a test wants it", "cpu")
+    vocabulary = CompactVocabulary(torch.ones(40, dtype=torch.bool))
+    for step in range(2):
+        ids = torch.randint(40, (4, 13), generator=torch.Generator().manual_seed(step))[group.share_of(4)]
+        train_step(
+            model,
+            optimizer,
+            (ids[:, :-1], ids[:, 1:]),
+            stage=MUON,
+            step=step,
+            lr=0.02,
+            micro_batch_size=1,
+            precision=precision,
+            scaler=precision.scaler(),
+            vocabulary=vocabulary,
+            group=group,
+        )
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def error_of(action: Callable[[], object]) -> str:
@@ -117,6 +144,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     with stop_on_signals() as stop, joined_group(stop) as group:
         torch.save(gradients_of_a_step(group), folder / f"gradients{group.rank}of{group.world_size}.pt")
+        torch.save(weights_moved_by_muon(group), folder / f"muon{group.rank}.pt")
         found = agreements(group, stop)
         (folder / f"agreements{group.rank}.json").write_text(json.dumps(found), encoding="utf-8")
         print("only the first is heard", flush=True)

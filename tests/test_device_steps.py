@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from test_engine import MICROS, elsewhere, poisoned, run_of, with_stage
-from test_step import FP32, PLAIN, STAGE, everything
+from test_step import FP32, PLAIN, STAGE, STAGES, everything
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,7 +34,7 @@ from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.step import train_step
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.runtime.run_log import read_records
-from storyladder.settings import Ladder
+from storyladder.settings import Ladder, StageConfig
 from storyladder.stage_files import StageFiles
 
 BuildGPT = Callable[..., GPT]
@@ -50,7 +50,7 @@ def some_starts(n: int = len(LRS)) -> list[Any]:
 
 def steps_of(model: GPT, optimizer: torch.optim.Optimizer, ids: Any = IDS, **changes: Any) -> DeviceSteps:
     asked: dict[str, Any] = {"context_length": T, "micro_batch_size": ROWS, "precision": FP32, "vocabulary": PLAIN}
-    stage = STAGE.__class__(**{**vars(STAGE), "batch_size": ROWS})
+    stage = replace(STAGE, batch_size=ROWS)
     return DeviceSteps(model, optimizer, ids, stage=stage, device=torch.device("cpu"), **asked | changes)
 
 
@@ -59,10 +59,12 @@ def windows(starts: Any, ids: Any = IDS) -> tuple[Tensor, Tensor]:
     return cut[:, :-1], cut[:, 1:]
 
 
-def single_steps(model: GPT, first: int = 0, ids: Any = IDS, **changes: Any) -> tuple[list[Any], dict[str, Tensor]]:
+def single_steps(
+    model: GPT, first: int = 0, ids: Any = IDS, stage: StageConfig = STAGE, **changes: Any
+) -> tuple[list[Any], dict[str, Tensor]]:
     """The same updates, one by one, from a copy of the model."""
     model = copy.deepcopy(model)
-    optimizer = build_optimizer(model, STAGE)
+    optimizer = build_optimizer(model, stage)
     asked: dict[str, Any] = {"micro_batch_size": ROWS, "precision": FP32, "vocabulary": PLAIN} | changes
     results = [
         train_step(
@@ -83,10 +85,11 @@ def assert_same(ours: tuple[list[Any], dict[str, Tensor]], theirs: tuple[list[An
 
 
 @pytest.mark.parametrize(("dropout", "micro"), [(0.0, ROWS), (0.0, 1), (0.3, ROWS)])
-def test_running_ahead_equals_single_steps(small_gpt: BuildGPT, dropout: float, micro: int) -> None:
+@STAGES
+def test_running_ahead_equals_single_steps(small_gpt: BuildGPT, dropout: float, micro: int, stage: StageConfig) -> None:
     model = small_gpt(dropout=dropout)
-    expected = single_steps(model, first=7, micro_batch_size=micro)
-    optimizer = build_optimizer(model, STAGE)
+    expected = single_steps(model, first=7, micro_batch_size=micro, stage=stage)
+    optimizer = build_optimizer(model, stage)
     steps = steps_of(model, optimizer, micro_batch_size=micro)
     results = steps.take(7, some_starts()[:2], LRS[:2]) + steps.take(9, some_starts()[2:], LRS[2:])
     assert_same((results, everything(model, optimizer)), expected)
@@ -115,7 +118,10 @@ def test_ids_above_32767_are_read_as_they_are_and_files_in_pieces(
     assert_same((results, everything(model, optimizer)), expected)
 
 
-def test_a_step_whose_loss_is_no_number_moves_nothing_and_the_next_goes_on(small_gpt: BuildGPT) -> None:
+@STAGES
+def test_a_step_whose_loss_is_no_number_moves_nothing_and_the_next_goes_on(
+    small_gpt: BuildGPT, stage: StageConfig
+) -> None:
     ids = IDS.copy()
     starts = some_starts()
     ids[starts[2][1] + 3] = 39  # in a window of the third step
@@ -128,8 +134,8 @@ def test_a_step_whose_loss_is_no_number_moves_nothing_and_the_next_goes_on(small
 
     model = small_gpt()
     model.__class__ = Poisoned
-    expected = single_steps(model, ids=ids)
-    optimizer = build_optimizer(model, STAGE)
+    expected = single_steps(model, ids=ids, stage=stage)
+    optimizer = build_optimizer(model, stage)
     results = steps_of(model, optimizer, ids).take(0, starts, LRS)
     assert [not result.applied for result in results] == bad
     for mine, other in zip(results, expected[0], strict=True):
@@ -138,10 +144,11 @@ def test_a_step_whose_loss_is_no_number_moves_nothing_and_the_next_goes_on(small
         torch.testing.assert_close(tensor, expected[1][name], rtol=1e-5, atol=1e-7, msg=name)
 
 
-def test_single_steps_may_follow_and_go_on_from_there(small_gpt: BuildGPT) -> None:
+@STAGES
+def test_single_steps_may_follow_and_go_on_from_there(small_gpt: BuildGPT, stage: StageConfig) -> None:
     model = small_gpt()
-    expected = single_steps(model)
-    optimizer = build_optimizer(model, STAGE)
+    expected = single_steps(model, stage=stage)
+    optimizer = build_optimizer(model, stage)
     results = steps_of(model, optimizer).take(0, some_starts()[:3], LRS[:3])
     for k in (3, 4):
         asked: dict[str, Any] = {"precision": FP32, "scaler": FP32.scaler(), "vocabulary": PLAIN}
@@ -152,16 +159,18 @@ def test_single_steps_may_follow_and_go_on_from_there(small_gpt: BuildGPT) -> No
     assert_same((results, everything(model, optimizer)), expected)
 
 
-def test_another_optimizer_state_or_micro_batch_needs_other_steps(small_gpt: BuildGPT) -> None:
+@STAGES
+def test_another_optimizer_state_or_micro_batch_needs_other_steps(small_gpt: BuildGPT, stage: StageConfig) -> None:
     model = small_gpt()
-    optimizer = build_optimizer(model, STAGE)
+    optimizer = build_optimizer(model, stage)
     steps = steps_of(model, optimizer)
     assert steps.is_for(optimizer, ROWS)
     steps.take(0, some_starts(), LRS)
     assert steps.is_for(optimizer, ROWS)
     assert not steps.is_for(optimizer, 2) and not steps.is_for(build_optimizer(model, STAGE), ROWS)
-    state = next(iter(optimizer.state.values()))
-    state["exp_avg"] = state["exp_avg"].clone()
+    state = optimizer.state[model.get_parameter("transformer.h.0.mlp.c_fc.weight")]
+    moment = "exp_avg" if "exp_avg" in state else "momentum"
+    state[moment] = state[moment].clone()
     assert not steps.is_for(optimizer, ROWS)
 
 
@@ -175,10 +184,13 @@ def no_code_generator(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_code_generator")
-def test_speeding_up_leaves_weights_and_optimizer_and_the_numbers_as_they_were(small_gpt: BuildGPT) -> None:
+@STAGES
+def test_speeding_up_leaves_weights_and_optimizer_and_the_numbers_as_they_were(
+    small_gpt: BuildGPT, stage: StageConfig
+) -> None:
     model = small_gpt()
-    expected = single_steps(model)
-    optimizer = build_optimizer(model, STAGE)
+    expected = single_steps(model, stage=stage)
+    optimizer = build_optimizer(model, stage)
     steps = steps_of(model, optimizer)
     before = everything(model, optimizer)
     assert quickest(steps, some_starts()[0], [COMPILED], pytest.fail) == COMPILED

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from group_program import gradients_of_a_step
+from group_program import gradients_of_a_step, weights_moved_by_muon
 from running import ENVIRONMENT, PROJECT
 from test_engine import elsewhere, interrupt_in_step, run_of, with_stage
 
@@ -198,6 +198,14 @@ def test_gradients_loss_and_norm_are_those_of_one_process(group_of_two: tuple[Pa
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, rtol=1e-5 if tensor.dim() == 0 else 0, atol=1e-12)
+
+
+def test_muon_moves_all_processes_as_it_moves_one(group_of_two: tuple[Path, str]) -> None:
+    expected = weights_moved_by_muon(ALONE)
+    found = [torch.load(group_of_two[0] / f"muon{rank}.pt") for rank in (0, 1)]
+    for name, tensor in expected.items():
+        assert torch.equal(found[0][name], found[1][name]), name
+        torch.testing.assert_close(found[0][name], tensor, rtol=0, atol=1e-9)
 
 
 def test_a_group_agrees(group_of_two: tuple[Path, str]) -> None:

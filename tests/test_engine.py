@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from conftest import BOTH_OPTIMIZERS, MUON
 from torch.nn import functional as F
 
 from model import GPT
-from storyladder import saving
+from storyladder import saving, starting
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TrainBatches
 from storyladder.engine import train_stage
@@ -26,6 +27,7 @@ from storyladder.learning.schedule import lr_at
 from storyladder.learning.vocabulary import start_rows_equal
 from storyladder.runtime.checkpoint import load_checkpoint, previous_of, read_checkpoint, save_checkpoint
 from storyladder.runtime.errors import CheckpointError, Interrupted, OutOfMemory, SaveFailed, TrainingFailed, UserError
+from storyladder.runtime.machine import Precision
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, ModelConfig
 from storyladder.stage_files import StageFiles
@@ -116,12 +118,15 @@ def elsewhere(ladder: Ladder, tmp_path: Path, name: str) -> Ladder:
 # --- exact resume -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("interruptions", [[0], [1], [2], [3], [1, 1, 1], [4]])
+@pytest.mark.parametrize(
+    ("interruptions", "changes"),
+    [([0], {}), ([1], {}), ([2], {}), ([3], {}), ([1, 1, 1], {}), ([4], {}), ([0], MUON), ([1, 1, 1], MUON)],
+)
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
-    toy_data: Ladder, tmp_path: Path, interruptions: list[int]
+    toy_data: Ladder, tmp_path: Path, interruptions: list[int], changes: dict[str, Any]
 ) -> None:
     """Evaluations are at steps 0, 3, 6; an epoch has 10.75 batches here, so steps 9 to 12 cross its end."""
-    ladder = with_stage(toy_data, max_steps=14)
+    ladder = with_stage(toy_data, max_steps=14, **changes)
     whole, parts = elsewhere(ladder, tmp_path, "whole"), elsewhere(ladder, tmp_path, "parts")
     interrupt_in_step(whole, 12)
     for step in interruptions:
@@ -161,8 +166,12 @@ def test_a_signal_in_the_middle_of_an_evaluation_leaves_it_without_a_verdict(toy
     assert plain_record(results[0].record) == plain_record(results[1].record)
 
 
-def test_killed_between_saves_resumes_from_the_last_one_and_ends_the_same(toy_data: Ladder, tmp_path: Path) -> None:
-    whole, killed = elsewhere(toy_data, tmp_path, "whole"), elsewhere(toy_data, tmp_path, "killed")
+@BOTH_OPTIMIZERS
+def test_killed_between_saves_resumes_from_the_last_one_and_ends_the_same(
+    toy_data: Ladder, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    ladder = with_stage(toy_data, **changes)
+    whole, killed = elsewhere(ladder, tmp_path, "whole"), elsewhere(ladder, tmp_path, "killed")
     train_stage(run_of(whole), GPT)
     child = os.fork()
     if child == 0:  # SIGKILL in step 5: the last save was at step 4
@@ -171,6 +180,29 @@ def test_killed_between_saves_resumes_from_the_last_one_and_ends_the_same(toy_da
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     files = [StageFiles.of(ladder, ladder.stage("tiny")) for ladder in (whole, killed)]
     assert read_checkpoint(files[1].resume)["progress"]["step"] == 4
+    train_stage(run_of(killed), GPT)
+    assert_equal(plain_state(files[0].result), plain_state(files[1].result))
+    assert plain_record(files[0].record) == plain_record(files[1].record)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_stage_of_muon_that_is_killed_twenty_times_ends_the_same(
+    toy_data: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Every life makes two steps, saves, and ends in the first or second forward of the step after the save."""
+    monkeypatch.setattr(starting, "pick_precision", lambda _: Precision(dtype, "a test wants it", "cpu"))
+    ladder = with_stage(toy_data, max_steps=44, save_interval=2, **MUON)
+    whole, killed = elsewhere(ladder, tmp_path, "whole"), elsewhere(ladder, tmp_path, "killed")
+    train_stage(run_of(whole), GPT)
+    files = [StageFiles.of(each, each.stage("tiny")) for each in (whole, killed)]
+    for life in range(1, 21):
+        child = os.fork()
+        if child == 0:
+            train_stage(run_of(killed), SignalAt(MICROS * 2 + 1 + life % 2, number=signal.SIGKILL))
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        assert read_checkpoint(files[1].resume)["progress"]["step"] == 2 * life
     train_stage(run_of(killed), GPT)
     assert_equal(plain_state(files[0].result), plain_state(files[1].result))
     assert plain_record(files[0].record) == plain_record(files[1].record)
@@ -320,9 +352,13 @@ def test_a_stage_trains_as_a_plain_loop_does(toy_data: Ladder) -> None:
     assert losses[0] - losses[-1] > 0.5
 
 
-def test_compact_and_full_vocabulary_train_to_the_same_weights(toy_data: Ladder, tmp_path: Path) -> None:
+@BOTH_OPTIMIZERS
+def test_compact_and_full_vocabulary_train_to_the_same_weights(
+    toy_data: Ladder, tmp_path: Path, changes: dict[str, Any]
+) -> None:
     ladders = [
-        with_stage(elsewhere(toy_data, tmp_path, str(compact)), compact_vocabulary=compact) for compact in (True, False)
+        with_stage(elsewhere(toy_data, tmp_path, str(compact)), compact_vocabulary=compact, **changes)
+        for compact in (True, False)
     ]
     for ladder in ladders:
         train_stage(run_of(ladder), GPT)
@@ -384,6 +420,34 @@ def test_a_changed_setting_is_refused_with_both_values_or_accepted_by_flag(
     with pytest.raises(UserError, match=rf"{name} was .* and is {value}"):
         train_stage(run_of(changed), GPT)
     train_stage(run_of(changed, accept_changes=True), GPT)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [({}, MUON), (MUON, {})], ids=["to muon", "to adamw"])
+def test_a_resume_state_of_another_optimizer_is_refused_and_a_result_is_not(
+    toy_data: Ladder, theirs: dict[str, Any], ours: dict[str, Any]
+) -> None:
+    before, now = with_stage(toy_data, **theirs), with_stage(toy_data, **ours)
+    interrupt_in_step(before, 1)
+    old, new = before.stage("tiny").optimizer, now.stage("tiny").optimizer
+    words = rf"tiny_resume.pt holds the state of optimizer '{old}', which '{new}' cannot .* set optimizer='{old}'"
+    for accept in (False, True):
+        with pytest.raises(CheckpointError, match=words):
+            train_stage(run_of(now, accept_changes=accept), GPT)
+    train_stage(run_of(before), GPT)
+    train_stage(run_of(with_stage(now, "children", **ours), "children"), GPT)
+
+
+def test_a_checkpoint_from_before_there_was_a_choice_of_optimizers_goes_on(
+    toy_data: Ladder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt_in_step(toy_data, 1)
+    resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
+    payload = read_checkpoint(resume)
+    for name in ("optimizer", "schedule", "wte_lr", "wpe_lr", "vector_lr", "lr_horizon", "momentum"):
+        del payload["settings"]["stages"][-1][name]
+    save_checkpoint(resume, payload, keep_previous=False)
+    train_stage(run_of(toy_data), GPT)
+    assert "continuing at step 2" in capsys.readouterr().out
 
 
 def test_settings_that_only_say_how_to_run_may_change(toy_data: Ladder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -694,9 +758,12 @@ def test_many_bad_steps_in_a_row_go_back_to_the_last_good_state_and_leave_those_
     assert [record["step"] for record in records if record["event"] == "train"] == list(range(1, 31))
 
 
-def test_a_rollback_to_the_very_start_leaves_no_moments_and_keeps_the_best_on_disk(toy_data: Ladder) -> None:
+@BOTH_OPTIMIZERS
+def test_a_rollback_to_the_very_start_leaves_no_moments_and_keeps_the_best_on_disk(
+    toy_data: Ladder, changes: dict[str, Any]
+) -> None:
     """The state of step 0 is the last good one; the evaluation at step 3 has left better weights than those."""
-    ladder = with_stage(toy_data, max_steps=26, save_interval=100, max_lr=1e-2)
+    ladder = with_stage(toy_data, max_steps=26, save_interval=100, **changes)
     files = StageFiles.of(ladder, ladder.stage("tiny"))
     seen: list[int] = []
 

@@ -16,6 +16,7 @@ EXPECTED = {
     "bf16, compact": "ran on cuda:0",
     "bf16, whole": "ran on cuda:0",
     "bf16, compact, two micro-batches": "ran on cuda:0",
+    "bf16, compact, Muon": "ran on cuda:0",
     "fp32, compact": "ran on cuda:0",
     "fp32, whole": "ran on cuda:0",
     "fp16, single": ASKS_FOR_THE_LOSS,

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from storyladder.learning.schedule import fitted_to, lr_at, refitted_to
+from storyladder.learning.schedule import fitted_to, lr_at, refitted_to, weight_decay_of
 from storyladder.settings import StageConfig
 
 STAGE = StageConfig(
@@ -41,6 +41,33 @@ STAGE = StageConfig(
 )
 def test_the_rate_rises_in_a_line_and_falls_as_a_cosine(step: int, lr: float) -> None:
     assert lr_at(step, STAGE) == pytest.approx(lr, rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("step", "lr"), [(0, 1e-4), (9, 1e-3), (10, 1e-3), (35, 7.75e-4), (60, 5.5e-4), (109, 1.09e-4), (110, 1e-4)]
+)
+def test_a_linear_schedule_falls_in_a_line(step: int, lr: float) -> None:
+    assert lr_at(step, dataclasses.replace(STAGE, schedule="linear")) == pytest.approx(lr, rel=1e-7)
+
+
+def test_a_line_to_zero_still_moves_in_the_last_step() -> None:
+    stage = dataclasses.replace(STAGE, schedule="linear", min_lr=0.0)
+    assert [lr_at(step, stage) for step in (109, 110)] == pytest.approx([1e-5, 0.0])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_stage_longer_than_the_horizon_of_its_rates_has_smaller_ones(schedule: str) -> None:
+    stage = dataclasses.replace(STAGE, schedule=schedule, max_steps=3200, weight_decay=0.5)
+    known = [dataclasses.replace(stage, lr_horizon=horizon) for horizon in (None, 3200, 5000, 100)]
+    for step in (0, 9, 10, 1600, 3199, 3200):
+        plain, same, shorter, longer = (lr_at(step, each) for each in known)
+        assert plain == same == shorter
+        assert longer == pytest.approx(plain * 0.3298769777)  # 32^-0.32
+    assert [weight_decay_of(each) for each in known] == [0.5, 0.5, 0.5, pytest.approx(0.5 * 0.0947322854)]
+    # Rate x decay x steps is that of the horizon: how often the weights forget themselves.
+    at_horizon = dataclasses.replace(stage, max_steps=100)
+    products = [lr_at(10, each) * weight_decay_of(each) * each.max_steps for each in (at_horizon, known[-1])]
+    assert products[0] == pytest.approx(products[1])
 
 
 def test_the_default_first_stage_starts_at_a_thousandth_of_its_peak() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import MUON
 from running import edited_config, refusal, run_script
 
 import config
@@ -95,11 +96,12 @@ def test_later_stages_start_from_the_one_before_with_lower_rates_and_patience() 
 
 
 def test_every_preset_passes_its_check_and_none_shares_files_with_another() -> None:
-    assert [check(preset).name for preset in config.PRESETS] == ["default", "short", "demo"]
+    assert [check(preset).name for preset in config.PRESETS] == ["default", "short", "demo", "swift"]
     assert {preset.stages[i].result_file for preset in config.PRESETS for i in range(3)} == {
         stage.result_file for stage in config.LADDER.stages
     }, "presets differ in their folder, not in names"
     assert config.SHORT.model == config.LADDER.model
+    assert config.SWIFT.model == replace(config.LADDER.model, dropout=0.0)
 
 
 def test_presets_other_than_the_default_keep_their_files_in_a_folder_of_their_name(tmp_path: Path) -> None:
@@ -273,6 +275,24 @@ def test_the_lowest_rate_must_not_be_above_the_highest(toy_ladder: Ladder) -> No
     )
 
 
+def test_optimizer_and_schedule_are_words_of_a_list(toy_ladder: Ladder) -> None:
+    assert told(with_tiny(toy_ladder, schedule="linear")) == []
+    assert only_problem(with_tiny(toy_ladder, optimizer="Muon")) == (
+        "stage 'tiny': optimizer is 'Muon'; expected 'adamw' or 'muon'"
+    )
+    assert only_problem(with_tiny(toy_ladder, schedule="line")) == (
+        "stage 'tiny': schedule is 'line'; expected 'cosine' or 'linear'"
+    )
+
+
+def test_muon_needs_rates_for_what_adamw_moves(toy_ladder: Ladder) -> None:
+    assert told(with_tiny(toy_ladder, **MUON)) == []
+    assert only_problem(with_tiny(toy_ladder, **MUON | {"wte_lr": None, "vector_lr": None})) == (
+        "stage 'tiny': wte_lr, vector_lr must have a value where Muon has max_lr (0.02), for example 2e-3"
+    )
+    assert told(with_tiny(toy_ladder, wte_lr=1e-3, lr_horizon=500)) == []  # AdamW may have them
+
+
 def test_the_ladder_has_its_three_rungs_once_each(toy_ladder: Ladder) -> None:
     tiny, children, simple = toy_ladder.stages
     assert only_problem(replace(toy_ladder, stages=(tiny, children))) == (
@@ -371,7 +391,7 @@ def test_config_py_prints_another_preset_and_an_edited_copy(tmp_path: Path) -> N
 def test_a_misspelt_preset_names_the_nearest() -> None:
     assert refusal("config.py", "--preset", "dmeo") == "error: config.py has no preset 'dmeo'; did you mean 'demo'?\n"
     assert refusal("train_tiny.py", "--preset", "x") == (
-        "error: config.py has no preset 'x'; there are default, demo, short\n"
+        "error: config.py has no preset 'x'; there are default, demo, short, swift\n"
     )
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from conftest import BOTH_OPTIMIZERS
 
 from model import GPT
 from storyladder.learning.optimizer import build_optimizer
@@ -52,12 +54,16 @@ def small_model(ladder: Ladder, vocabulary: CompactVocabulary) -> GPT:
     return GPT(replace(ladder.model, vocab_size=vocabulary.n_rows))
 
 
-def test_weights_and_moments_survive_packing_into_the_whole_vocabulary(toy_ladder: Ladder) -> None:
+@BOTH_OPTIMIZERS
+def test_weights_and_moments_survive_packing_into_the_whole_vocabulary(
+    toy_ladder: Ladder, changes: dict[str, Any]
+) -> None:
     seen = torch.zeros(toy_ladder.model.vocab_size, dtype=torch.bool)
     seen[[1, 5, 9, 50256]] = True
     vocabulary = CompactVocabulary(seen)
     model = small_model(toy_ladder, vocabulary)
-    optimizer = build_optimizer(model, toy_ladder.stage("tiny"))
+    stage = replace(toy_ladder.stage("tiny"), **changes)
+    optimizer = build_optimizer(model, stage)
     for _ in range(3):
         optimizer.zero_grad()
         model(torch.randint(0, vocabulary.n_rows, (2, 8))).square().mean().backward()
@@ -66,11 +72,12 @@ def test_weights_and_moments_survive_packing_into_the_whole_vocabulary(toy_ladde
     assert weights["transformer.wte.weight"].shape == (50257, 16) == moments["exp_avg"]["transformer.wte.weight"].shape
     assert moments["updates"] == 3
     other = small_model(toy_ladder, vocabulary)
-    other_optimizer = build_optimizer(other, toy_ladder.stage("tiny"))
+    other_optimizer = build_optimizer(other, stage)
     unpack_weights(other, weights, vocabulary)
     unpack_optimizer(other, other_optimizer, moments, vocabulary)
     for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b), name
+        assert optimizer.state[a].keys() == other_optimizer.state[b].keys(), name
         assert all(torch.equal(value, other_optimizer.state[b][key]) for key, value in optimizer.state[a].items()), name
 
 

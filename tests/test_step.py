@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from conftest import MUON
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +23,7 @@ from storyladder.settings import StageConfig
 BuildGPT = Callable[..., GPT]
 Batch = tuple[Tensor, Tensor]
 STAGE = StageConfig(name="tiny", train_file="", val_file="", result_file="", seed=7)
+STAGES = pytest.mark.parametrize("stage", [STAGE, replace(STAGE, **MUON)], ids=["adamw", "muon"])
 PLAIN = CompactVocabulary(torch.ones(40, dtype=torch.bool))
 FP32 = Precision(torch.float32, "a test wants it", "cpu")
 
@@ -105,9 +108,10 @@ def test_a_step_clips_tells_loss_and_norm_and_moves_by_the_rate(small_gpt: Build
     assert all(torch.equal(after[name], parameter) for name, parameter in model.named_parameters())
 
 
-def test_steps_lower_the_loss(small_gpt: BuildGPT) -> None:
+@STAGES
+def test_steps_lower_the_loss(small_gpt: BuildGPT, stage: StageConfig) -> None:
     model, batch = small_gpt(), some_batch()
-    optimizer = build_optimizer(model, STAGE)
+    optimizer = build_optimizer(model, stage)
     losses = [take_step(model, optimizer, batch, step=step, lr=3e-3).train_loss for step in range(30)]
     assert losses[-1] < losses[0] - 1
 
@@ -160,11 +164,12 @@ def gradient_whose_norm_overflows(model: GPT) -> None:
 
 @pytest.mark.parametrize("fault", [broken_weight, infinite_gradient, gradient_whose_norm_overflows])
 @pytest.mark.parametrize("scaling", [False, True])
+@STAGES
 def test_a_number_that_is_not_finite_moves_nothing(
-    small_gpt: BuildGPT, fault: Callable[[GPT], None], scaling: bool
+    small_gpt: BuildGPT, fault: Callable[[GPT], None], scaling: bool, stage: StageConfig
 ) -> None:
     model = small_gpt()
-    optimizer, scaler = build_optimizer(model, STAGE), torch.amp.GradScaler("cpu", enabled=scaling, init_scale=8.0)
+    optimizer, scaler = build_optimizer(model, stage), torch.amp.GradScaler("cpu", enabled=scaling, init_scale=8.0)
     for step in range(2):
         assert take_step(model, optimizer, some_batch(seed=step), step=step, scaler=scaler).applied
     fault(model)
@@ -187,17 +192,18 @@ def test_the_step_after_a_skipped_one_is_like_any_other(small_gpt: BuildGPT) -> 
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def scaled_steps(model: GPT, scaler: torch.amp.GradScaler) -> Iterator[StepResult]:
-    optimizer = build_optimizer(model, STAGE)
+def scaled_steps(model: GPT, scaler: torch.amp.GradScaler, stage: StageConfig = STAGE) -> Iterator[StepResult]:
+    optimizer = build_optimizer(model, stage)
     for step in range(6):
-        yield take_step(model, optimizer, some_batch(seed=step), step=step, scaler=scaler)
+        yield take_step(model, optimizer, some_batch(seed=step), stage=stage, step=step, scaler=scaler)
 
 
-def test_loss_scaling_changes_no_digit_of_what_is_learned(small_gpt: BuildGPT) -> None:
+@STAGES
+def test_loss_scaling_changes_no_digit_of_what_is_learned(small_gpt: BuildGPT, stage: StageConfig) -> None:
     plain, scaled = small_gpt(), small_gpt()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # a power of two: exact
-    results = list(scaled_steps(scaled, scaler))
-    assert results == list(scaled_steps(plain, FP32.scaler()))
+    results = list(scaled_steps(scaled, scaler, stage))
+    assert results == list(scaled_steps(plain, FP32.scaler(), stage))
     assert same(scaled.state_dict(), plain.state_dict())
     assert scaler.get_scale() == 1024.0
 

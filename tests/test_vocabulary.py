@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from conftest import BOTH_OPTIMIZERS
 from torch import Tensor
 
 from model import GPT
@@ -95,12 +97,16 @@ class Trained:
     """A model with its optimizer and vocabulary, in float64."""
 
     def __init__(
-        self, small_gpt: Callable[..., GPT], weights: dict[str, Tensor], vocabulary: CompactVocabulary
+        self,
+        small_gpt: Callable[..., GPT],
+        weights: dict[str, Tensor],
+        vocabulary: CompactVocabulary,
+        changes: dict[str, Any],
     ) -> None:
         self.vocabulary = vocabulary
         self.model = small_gpt(vocab_size=vocabulary.n_rows, n_layer=1, context_length=8, dtype=torch.float64)
         self.model.load_state_dict(weights | {EMBEDDING: vocabulary.compress(weights[EMBEDDING])})
-        self.stage = StageConfig(name="tiny", train_file="", val_file="", result_file="", grad_clip=0.5)
+        self.stage = StageConfig(name="tiny", train_file="", val_file="", result_file="", grad_clip=0.5, **changes)
         self.optimizer = build_optimizer(self.model, self.stage)
 
     def step(self, number: int, batch: tuple[Tensor, Tensor], precision: Precision) -> StepResult:
@@ -123,20 +129,23 @@ class Trained:
         for name, parameter in self.model.named_parameters():
             assert parameter.grad is not None
             state = self.optimizer.state[parameter]
-            parts = {"weight": parameter, "grad": parameter.grad, "m": state["exp_avg"], "v": state["exp_avg_sq"]}
+            parts = {"weight": parameter, "grad": parameter.grad, **state}
+            parts.pop("step", None)
+            assert len(parts) > 2
             for part, tensor in parts.items():
                 found[f"{part} of {name}"] = self.vocabulary.expand(tensor) if name == EMBEDDING else tensor
         return found
 
 
 @pytest.mark.slow
+@BOTH_OPTIMIZERS
 def test_training_with_a_compact_vocabulary_is_training_with_the_whole_one(
-    small_gpt: Callable[..., GPT], full_precision: Precision
+    small_gpt: Callable[..., GPT], full_precision: Precision, changes: dict[str, Any]
 ) -> None:
     weights = dict(small_gpt(n_layer=1, context_length=8, dtype=torch.float64).state_dict())
     start_rows_equal(weights[EMBEDDING], thirteen_of_forty())
-    whole = Trained(small_gpt, weights, CompactVocabulary(thirteen_of_forty(), compact=False))
-    compact = Trained(small_gpt, weights, CompactVocabulary(thirteen_of_forty()))
+    whole = Trained(small_gpt, weights, CompactVocabulary(thirteen_of_forty(), compact=False), changes)
+    compact = Trained(small_gpt, weights, CompactVocabulary(thirteen_of_forty()), changes)
     assert whole.model.head_weight.shape == (40, 16)
     assert compact.model.head_weight.shape == (14, 16)
     generator = torch.Generator().manual_seed(5)

@@ -1,9 +1,9 @@
 """Many steps in a row on a GPU, between which the host waits for nothing.
 
 The token file lies on the device, and a step takes its windows from there; learning rates and losses stand in tables on
-the device too. So the whole step (windows, forward, backward, clipping, AdamW) is the same sequence of kernels every
+the device too. So the whole step (windows, forward, backward, clipping, update) is the same sequence of kernels every
 time, which is compiled and captured once as a CUDA graph and then only replayed. The host looks at the losses after the
-last of the steps. A step whose loss or gradient is not finite moves nothing, as in step.py: AdamW's kernel is told so.
+last of the steps. A step whose loss or gradient is not finite moves nothing, as in step.py: the optimizer is told so.
 
 What does not work on a machine (no compiler, no Triton, no graph) is said in a line and done without.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from storyladder.learning.loss import entropy_, fused_entropy_
 from storyladder.learning.network import LanguageModel
-from storyladder.learning.optimizer import clip_gradients
+from storyladder.learning.optimizer import clip_gradients, make_moments, set_rate
 from storyladder.learning.step import StepResult, accumulate_gradients, seed_of_step
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.runtime.machine import Precision, is_out_of_memory
@@ -90,13 +90,12 @@ class DeviceSteps:
         self._lrs = torch.zeros(MOST_STEPS, device=device)
         self._results = torch.zeros(MOST_STEPS, 3, device=device)  # loss, gradient norm, 1 if nothing moved
         self._place = torch.zeros(1, dtype=torch.int64, device=device)  # of the next step in these tables
-        self._lr = torch.zeros((), device=device)
         for parameters in optimizer.param_groups:
             parameters["capturable"] = device.type == "cuda"
         for parameter in model.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._give_optimizer_a_state()
+        make_moments(optimizer)
         self._states = self._state_tensors()
 
     def is_for(self, optimizer: torch.optim.Optimizer, micro_batch_size: int) -> bool:
@@ -114,8 +113,6 @@ class DeviceSteps:
         self._lrs[:n] = torch.tensor(lrs)
         self._results.fill_(math.nan)  # a step that does not run must not find the numbers of an earlier one
         self._place.zero_()
-        for parameters in self._optimizer.param_groups:
-            parameters["lr"] = self._lr
         try:
             for step in range(first, first + n):
                 torch.manual_seed(seed_of_step(self._stage.seed, step))
@@ -158,7 +155,7 @@ class DeviceSteps:
     def _step(self) -> None:
         """One update, reading and writing at `_place` in the tables."""
         windows = self._ids[self._starts[self._place].T + self._span].to(torch.int64) & 0xFFFF
-        self._lr.copy_(self._lrs.index_select(0, self._place)[0])
+        set_rate(self._optimizer, self._lrs.index_select(0, self._place)[0])
         torch._foreach_zero_([p.grad for p in self._model.parameters() if p.grad is not None])
         loss = accumulate_gradients(
             self._model,
@@ -209,20 +206,6 @@ class DeviceSteps:
         update = torch.stack(torch._foreach_norm(torch._foreach_sub(weights, kept[: len(weights)]))).norm().item()
         numbers = [("loss", one.train_loss), ("norm", one.grad_norm), ("loss", two.train_loss), ("norm", two.grad_norm)]
         return [*numbers, ("update", update)]
-
-    def _give_optimizer_a_state(self) -> None:
-        """AdamW makes its moments at its first step; here it is one that moves nothing."""
-        parameters = [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
-        if all(self._optimizer.state[parameter] for parameter in parameters):
-            return
-        kept = [parameter.detach().clone() for parameter in parameters]
-        for parameter in parameters:
-            assert parameter.grad is not None
-            parameter.grad.zero_()
-        self._optimizer.step()
-        with torch.no_grad():
-            torch._foreach_copy_(parameters, kept)
-            torch._foreach_zero_(self._state_tensors())
 
     def _state_tensors(self) -> list[Tensor]:
         return [tensor for state in self._optimizer.state.values() for tensor in state.values()]

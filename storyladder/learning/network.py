@@ -44,3 +44,4 @@ class LanguageModel(Protocol):
 
 BuildModel = Callable[[ModelConfig], LanguageModel]
 EMBEDDING = "transformer.wte.weight"  # the one matrix whose rows are tokens
+POSITIONS = "transformer.wpe.weight"  # and the one whose rows are positions

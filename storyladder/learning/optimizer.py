@@ -1,32 +1,70 @@
-"""AdamW with decay on matrices only, and clipping of the whole gradient."""
+"""AdamW or Muon over all parameters, the rates of their parts, and clipping of the whole gradient."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from storyladder.learning.network import EMBEDDING, LanguageModel
+from storyladder.learning.muon import Muon
+from storyladder.learning.network import EMBEDDING, POSITIONS, LanguageModel
+from storyladder.learning.schedule import weight_decay_of
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.settings import StageConfig
 
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum",)}  # a parameter's state, by what moves it
 
-def build_optimizer(model: LanguageModel, stage: StageConfig) -> torch.optim.AdamW:
-    """AdamW over all parameters; matrices and embeddings decay, biases and layer norms do not."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": stage.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    fused = parameters[0].device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(groups, lr=stage.max_lr, betas=(stage.beta1, stage.beta2), eps=stage.eps, fused=fused)
+
+def build_optimizer(
+    model: LanguageModel, stage: StageConfig, product_dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
+    """AdamW over all parameters, or Muon over the hidden matrices and AdamW over the rest, as the stage asks.
+
+    Matrices and embeddings decay, biases and layer norms do not. Muon multiplies in `product_dtype`.
+    """
+    groups: dict[tuple[str, float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        matrix = parameter.dim() >= 2
+        mover = stage.optimizer if matrix and name not in (EMBEDDING, POSITIONS) else "adamw"
+        share = _peak_lr(name, parameter, stage) / stage.max_lr
+        decay = weight_decay_of(stage) if matrix else 0.0
+        group = groups.setdefault(
+            (mover, share, decay),
+            {"params": [], "lr_share": share, "weight_decay": decay, "moments": MOMENTS[mover]},
+        )
+        group["params"].append(parameter)
+        if mover == "muon":  # queries, keys and values are three matrices in one parameter
+            group.setdefault("parts", []).append(3 if name.endswith("attn.c_attn.weight") else 1)
+    fused = next(model.parameters()).device.type in ("cpu", "cuda")
+    adamw: dict[str, Any] = {"lr": stage.max_lr, "betas": (stage.beta1, stage.beta2), "eps": stage.eps, "fused": fused}
+    if stage.optimizer == "adamw":
+        return torch.optim.AdamW(list(groups.values()), **adamw)
+    return Muon(groups.values(), momentum=stage.momentum, product_dtype=product_dtype, **adamw)
+
+
+def _peak_lr(name: str, parameter: Tensor, stage: StageConfig) -> float:
+    own = {EMBEDDING: stage.wte_lr, POSITIONS: stage.wpe_lr}.get(name) if parameter.dim() >= 2 else stage.vector_lr
+    return stage.max_lr if own is None else own
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
+    """Give every group its share of the rate of now, which is that of the hidden matrices."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_share"]
 
 
 def make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Take the memory of fused AdamW's state for every parameter that has none yet, as the first update would."""
-    for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-        if not optimizer.state[parameter]:
-            moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-            optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+    """Take the memory of the state of every parameter that has none yet, and of an update, as the first would."""
+    if isinstance(optimizer, Muon) and not optimizer.state:
+        optimizer.make_room()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not optimizer.state[parameter]:
+                state: dict[str, Tensor] = {name: torch.zeros_like(parameter) for name in group["moments"]}
+                if "exp_avg" in state:
+                    state["step"] = torch.zeros((), device=parameter.device)
+                optimizer.state[parameter] = state
 
 
 @torch.no_grad()

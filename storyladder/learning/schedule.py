@@ -8,14 +8,36 @@ import math
 from storyladder.settings import StageConfig
 
 _EVALUATIONS_IN_FITTED_RUN = 8
+# The best rate falls with the tokens of a run to this power: Bjorck and others, https://arxiv.org/abs/2409.19913.
+_HORIZON_EXPONENT = 0.32
 
 
 def lr_at(step: int, stage: StageConfig) -> float:
-    """Learning rate of the update after `step` updates: linear warm-up, then a cosine to min_lr at max_steps."""
+    """Learning rate of the update after `step` updates: linear warm-up, then a cosine or a line down to min_lr.
+
+    It is a function of the step and of max_steps alone. In a stage longer than lr_horizon all rates are smaller.
+    """
+    smaller: float = _horizons(stage) ** -_HORIZON_EXPONENT
+    highest, lowest = smaller * stage.max_lr, smaller * stage.min_lr
     if step < stage.warmup_steps:
-        return stage.max_lr * (step + 1) / stage.warmup_steps
+        return highest * (step + 1) / stage.warmup_steps
     progress = min(1.0, (step - stage.warmup_steps) / max(1, stage.max_steps - stage.warmup_steps))
-    return stage.min_lr + (stage.max_lr - stage.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    left = 1 - progress if stage.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return lowest + (highest - lowest) * left
+
+
+def weight_decay_of(stage: StageConfig) -> float:
+    """The stage's weight decay; beyond lr_horizon so much less that rate x decay x steps stays the same.
+
+    That is the number of times that the weights forget themselves during the stage (https://arxiv.org/abs/2405.13698).
+    """
+    smaller: float = _horizons(stage) ** (_HORIZON_EXPONENT - 1)
+    return stage.weight_decay * smaller
+
+
+def _horizons(stage: StageConfig) -> float:
+    """How many times the length that the rates were chosen for, at least once."""
+    return 1.0 if stage.lr_horizon is None else max(1.0, stage.max_steps / stage.lr_horizon)
 
 
 def fitted_to(

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of a whole batch, micro-batch by micro-batch, then clipping and AdamW."""
+"""One optimizer step: gradients of a whole batch, micro-batch by micro-batch, then clipping and the optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from storyladder.learning.loss import Entropy, entropy_, next_token_loss
 from storyladder.learning.network import EMBEDDING, LanguageModel
-from storyladder.learning.optimizer import clip_gradients, make_moments
+from storyladder.learning.optimizer import clip_gradients, make_moments, set_rate
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.runtime.distributed import ALONE, Group
 from storyladder.runtime.machine import Precision
@@ -47,8 +47,7 @@ def train_step(
     In a group of processes every one brings its share of the batch, (batch_size / processes, T), and all make the same
     update.
     """
-    for parameters in optimizer.param_groups:
-        parameters["lr"] = lr
+    set_rate(optimizer, lr)
     optimizer.zero_grad(set_to_none=False)
 
     def own_part() -> list[Tensor]:

@@ -32,6 +32,11 @@ class Precision:
         """bf16, fp16 or fp32."""
         return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.dtype, "fp32")
 
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """For products whose range fp16 might not have: bf16 if that is the format, else float32."""
+        return torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
+
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context in which the forward pass runs."""
         if self.dtype == torch.float32:
