@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STORY  := Once upon a time, there was a
 
-.PHONY: demo test check mutants faults clean
+.PHONY: demo test check mutants faults gpu clean
 demo: $(VENV)/installed
 	$(PY) prepare_data.py --preset demo --sample
 	$(PY) train_tiny.py --preset demo
@@ -37,6 +37,9 @@ $(VENV)/installed: requirements.txt constraints.txt
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(PIP) -r requirements-dev.txt
 	@touch $@
+
+gpu:  # needs a GPU, and torch in $(PYTHON); installs nothing
+	$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV)

@@ -27,7 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.results import hardware_line, write_section
+from benchmarks.results import RESULTS, hardware_line, write_section
 from storyladder.runtime.errors import UserError, user_errors
 from storyladder.settings import PROJECT
 
@@ -159,6 +159,7 @@ def run_tests(folder: Path) -> int:
     report = folder / "tests.xml"
     workers = ["-n", "4"] if _is_there("xdist") else []
     tests = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-rfEs", "--tb=short", "-p", "no:cacheprovider"]
+    tests += ["-p", "no:benchmark"]  # which some machines have, and which warns beside xdist
     done = subprocess.run([*tests, *workers, f"--junitxml={report}", "tests/test_cuda.py"], cwd=PROJECT, check=False)
     if report.exists():
         from xml.etree import ElementTree
@@ -253,7 +254,7 @@ PROGRAMS = {"tests": run_tests, "stages": run_stages, "profile": run_profile}
 # --- recording --------------------------------------------------------------------------------------------------------
 
 
-def record(path: Path) -> None:
+def record(path: Path, results: Path = RESULTS) -> None:
     """Write what a file of this program says into RESULTS.md: a section for each card."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -290,12 +291,12 @@ def record(path: Path) -> None:
                 lines.append(
                     f"| {stage} | {each['step']:,} | {each['val_loss']:.4f} | {each['bits_per_byte']:.3f} | {speed} |"
                 )
-    write_section(f"GPU: {gpu}", lines)
+    write_section(f"GPU: {gpu}", lines, results)
 
 
 def _tables(output: str) -> list[str]:
-    """The Markdown tables in what a benchmark printed, and the lines on peaks."""
-    return [line for line in output.splitlines() if line.startswith(("| ", "| ---", "|", "matmul", "products"))]
+    """The Markdown tables in what a benchmark printed, and its lines on peaks."""
+    return [line for line in output.splitlines() if line.startswith("| ") or (line.endswith(".") and "TFLOP/s" in line)]
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -43,22 +43,23 @@ def forms(device_type: str) -> dict[str, Callable[..., Any]]:
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=device_type == "cuda"):
             return F.cross_entropy(F.linear(hidden, weight), targets)
 
+    dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
     found: dict[str, Callable[..., Any]] = {"chunks (ours), plain operations": ours, "F.cross_entropy": plain}
     if device_type == "cuda":
         fused = torch.compile(fused_entropy_, dynamic=False)
-        found["chunks (ours), compiled"] = lambda *inputs: ours(*inputs, entropy=fused)
+        found["chunks (ours), compiled"] = lambda hidden, weight, targets: ours(hidden, weight, targets, fused)
         found["F.cross_entropy, compiled"] = torch.compile(plain, dynamic=False)
     if hasattr(F, "linear_cross_entropy"):
         fused_form = F.linear_cross_entropy
         found["F.linear_cross_entropy"] = lambda hidden, weight, targets: fused_form(
-            hidden.bfloat16(), weight.bfloat16(), targets
+            hidden.to(dtype), weight.to(dtype), targets
         )
     try:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
     except ImportError:
         return found
     found["liger-kernel"] = lambda hidden, weight, targets: liger_fused_linear_cross_entropy(
-        hidden.bfloat16(), weight.bfloat16(), targets
+        hidden.to(dtype), weight.to(dtype), targets
     )
     return found
 
@@ -72,20 +73,21 @@ def measure(device: Any) -> list[dict[str, Any]]:
     hidden = torch.randn(tokens, _WIDTH, generator=generator).to(device).requires_grad_()
     weight = (0.02 * torch.randn(_ROWS, _WIDTH, generator=generator)).to(device).requires_grad_()
     targets = torch.randint(_ROWS, (tokens,), generator=generator).to(device)
-    rows = [{"form": name, "call": form, "seconds": [], "note": ""} for name, form in forms(device.type).items()]
+    calls = forms(device.type)
+    rows: list[dict[str, Any]] = [{"form": name, "seconds": [], "note": ""} for name in calls]
     for turn in range(_WARMUPS + _TURNS):
         for row in rows:
             if row["note"]:
                 continue
             try:
-                reading = _timed(row["call"], hidden, weight, targets)
+                reading = _timed(calls[row["form"]], hidden, weight, targets)
             except Exception as error:  # a kernel that does not work on this card is a finding
                 row["note"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
                 continue
             row |= {key: reading[key] for key in ("loss", "peak_gb", "norm")}
             if turn >= _WARMUPS:
                 row["seconds"].append(reading["seconds"])
-    return [{key: value for key, value in row.items() if key != "call"} for row in rows]
+    return rows
 
 
 def _timed(form: Callable[..., Any], hidden: Any, weight: Any, targets: Any) -> dict[str, Any]:

@@ -145,6 +145,8 @@ class Measured:
 def race(entries: Iterable[Entry], *, warmups: int, turns: int, seconds: float, say: Say) -> dict[str, Measured]:
     """Let contenders take turns for about `seconds`: first the warm-ups, then at most `turns` timed turns each.
 
+    The clock starts when all are ready: a GPU's contenders compile for a minute before.
+
     The time ends the race between two rounds, never before the first timed one is complete, unless the warm-up has used
     it up: then the last turn of the warm-up is the reading, and said to be cold. Who fails leaves the race, and so does
     who takes half of its time for one answer.
@@ -161,6 +163,7 @@ def race(entries: Iterable[Entry], *, warmups: int, turns: int, seconds: float, 
         for seat in seats:  # which are getting ready all at once
             measured[seat.name] = Measured({}, say, patience=patience)
             measured[seat.name].facts = measured[seat.name].hear(seat) or {}
+        deadline = time.monotonic() + seconds
         _warm_up(seats, measured, warmups, deadline)
         _timed_rounds(seats, measured, warmups, turns, deadline, say)
         for seat in seats:

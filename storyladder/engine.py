@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from storyladder.command_line import StageRun
 from storyladder.learning.network import BuildModel
-from storyladder.learning.optimizer import build_optimizer
+from storyladder.learning.optimizer import reset_optimizer
 from storyladder.learning.schedule import lr_at
 from storyladder.learning.step import StepResult
 from storyladder.planning import fit_to_minutes, measure_speed, plan_lines, refit, seconds_left
@@ -118,7 +118,7 @@ def _set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gr
     print(f"stage {run.stage.name}: {work.start.words}", flush=True)
     if run.minutes is not None:
         fit_to_minutes(work, run.minutes, measure_speed(work))
-        work.optimizer = build_optimizer(work.model, work.stage, work.precision.product_dtype)
+        work.optimizer = reset_optimizer(work.optimizer, work.model, work.stage, work.precision.product_dtype)
         work.scaler = work.precision.scaler()
     load_weights(work, build_model)
     if run.fresh:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from storyladder.learning.network import EMBEDDING, LanguageModel
+from storyladder.learning.optimizer import forget_moments
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.runtime.checkpoint import Loaded, Payload, previous_of, read_checkpoint
 from storyladder.runtime.errors import CheckpointError, DamagedCheckpoint
@@ -158,22 +159,24 @@ def pack_optimizer(
 ) -> dict[str, Any]:
     """The optimizer's moments by parameter name, with the whole vocabulary, and how many updates it made."""
     moments_of = _moments_of(optimizer)
-    packed: dict[str, Any] = {"updates": 0, **{moment: {} for moments in moments_of.values() for moment in moments}}
+    updates = max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)  # Muon counts none
+    packed: dict[str, Any] = {
+        "updates": updates,
+        **{moment: {} for moments in moments_of.values() for moment in moments},
+    }
     for name, parameter in model.named_parameters():
-        state = optimizer.state[parameter]
-        for moment in moments_of[parameter] if state else ():
-            tensor = vocabulary.expand(state[moment]) if name == EMBEDDING else state[moment]
-            packed[moment][name] = tensor.detach().cpu().clone()
-        packed["updates"] = int(state.get("step", packed["updates"]))  # Muon counts none
+        for moment in moments_of[parameter] if updates else ():
+            tensor = optimizer.state[parameter][moment]
+            packed[moment][name] = (vocabulary.expand(tensor) if name == EMBEDDING else tensor).detach().cpu().clone()
     return packed
 
 
 def unpack_optimizer(
     model: LanguageModel, optimizer: torch.optim.Optimizer, packed: dict[str, Any], vocabulary: CompactVocabulary
 ) -> None:
-    """Give the optimizer back what `pack_optimizer` took."""
-    optimizer.state.clear()
+    """Give the optimizer back what `pack_optimizer` took, in place where it has a state: steps ahead write to that."""
     if not packed["updates"]:
+        forget_moments(optimizer)
         return
     moments_of = _moments_of(optimizer)
     for name, parameter in model.named_parameters():
@@ -185,7 +188,11 @@ def unpack_optimizer(
             counter = torch.tensor(float(packed["updates"]))
             # The fused one counts on the device, the plain one on the CPU.
             state["step"] = counter.to(parameter.device) if optimizer.defaults["fused"] else counter
-        optimizer.state[parameter] = state
+        there = optimizer.state[parameter]
+        if there.keys() != state.keys():
+            optimizer.state[parameter] = state
+        for key, tensor in there.items():
+            tensor.copy_(state[key])
 
 
 def _moments_of(optimizer: torch.optim.Optimizer) -> dict[Tensor, tuple[str, ...]]:

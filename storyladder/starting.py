@@ -98,8 +98,8 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
     check_shares(run.stage, group)
     device = group.together(lambda: pick_device(own_device(run.device, group)))
     precision = pick_precision(device)
-    if device.type == "cuda":
-        compute_repeatably()
+    if device.type == "cuda" and not compute_repeatably(device, precision.dtype):
+        say(f"attention in {precision.name} has no fixed order of sums on this GPU: a resumed run may differ a little")
     if device.type == "cpu":
         keep_freed_memory()
         if cpu_kernels() is None:

@@ -19,7 +19,9 @@ from storyladder.runtime.machine import free_memory
 from storyladder.starting import Work
 
 _SHARE_FOR_TOKENS = 0.25  # of a GPU's free memory that the token file may take
-_STEPS_TO_COMPILE_FOR = 2_000
+# What compiling takes, some 40 s, over what it saves a step, 5 ms or more (H200): shorter stages only lose by it.
+_STEPS_TO_COMPILE_FOR = 8_000
+_MINUTES_TO_COMPILE_FOR = 2.0
 
 
 def step_now(work: Work, *, step: int) -> StepResult:
@@ -56,8 +58,10 @@ def steps_now(work: Work, *, step: int, n: int) -> list[StepResult]:
     if work.device_steps is None or not work.device_steps.is_for(work.optimizer, work.micro_batch_size):
         work.device_steps = None  # frees its memory before the next one takes its own
         tick = time.perf_counter()
-        # A compiler's minute pays in long stages only. Asked of the whole stage, so that a resumed one computes alike.
+        # Asked of the whole stage, so that a resumed one computes alike.
         long = work.stage.max_steps >= _STEPS_TO_COMPILE_FOR
+        if work.run.minutes is not None:
+            long = work.run.minutes >= _MINUTES_TO_COMPILE_FOR
         if long:
             print("compiling the steps, which may take a minute", flush=True)
         work.device_steps, way = device_steps(work, starts[0], [way for way in WAYS if long or not way.compiled])

@@ -156,7 +156,8 @@ class DeviceSteps:
         """One update, reading and writing at `_place` in the tables."""
         windows = self._ids[self._starts[self._place].T + self._span].to(torch.int64) & 0xFFFF
         set_rate(self._optimizer, self._lrs.index_select(0, self._place)[0])
-        torch._foreach_zero_([p.grad for p in self._model.parameters() if p.grad is not None])
+        for parameter in self._model.parameters():
+            parameter.grad = None  # the first micro-batch's gradients are taken as they are, not added to zeros
         loss = accumulate_gradients(
             self._model,
             (windows[:, :-1], windows[:, 1:]),

@@ -67,6 +67,25 @@ def make_moments(optimizer: torch.optim.Optimizer) -> None:
                 optimizer.state[parameter] = state
 
 
+def reset_optimizer(
+    optimizer: torch.optim.Optimizer, model: LanguageModel, stage: StageConfig, product_dtype: torch.dtype
+) -> torch.optim.Optimizer:
+    """An optimizer that has made no update: the same one where it suits the stage, since compiled steps work on it."""
+    fresh = build_optimizer(model, stage, product_dtype)
+    decays = [[group["weight_decay"] for group in each.param_groups] for each in (optimizer, fresh)]
+    if decays[0] != decays[1]:
+        return fresh
+    forget_moments(optimizer)
+    return optimizer
+
+
+def forget_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state that of an optimizer that has made no update, in place: captured steps write to these tensors."""
+    for state in optimizer.state.values():
+        for tensor in state.values():
+            tensor.zero_()
+
+
 @torch.no_grad()
 def clip_gradients(model: LanguageModel, max_norm: float, vocabulary: CompactVocabulary) -> Tensor:
     """Scale all gradients so that their common L2 norm is at most `max_norm`; returns the norm before, a scalar.

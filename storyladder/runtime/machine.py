@@ -105,15 +105,24 @@ def keep_freed_memory() -> bool:
     return False
 
 
-def compute_repeatably() -> None:
-    """Let a GPU add in the same order every time, so that a resumed run ends in the same bits. Once, before any matmul.
+def compute_repeatably(device: torch.device, dtype: torch.dtype) -> bool:
+    """Make a GPU add in the same order every time, so that a resumed run ends in the same bits; before its first use.
 
-    What has no such form only warns: attention in fp32 and on cards older than sm80. Source: torch's notes on
-    reproducibility.
+    False where attention in this dtype has no such form (fp32, cards older than sm80): torch warns there, and the last
+    bits of a resumed run may differ. Source: torch's notes on reproducibility.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs time, and nothing here reads such memory
+    # Filling costs time, and nothing here reads uninitialized memory.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    try:
+        q_BHTD = torch.zeros(1, 1, 16, 8, device=device, dtype=dtype, requires_grad=True)
+        y_BHTD = torch.nn.functional.scaled_dot_product_attention(q_BHTD, q_BHTD, q_BHTD, is_causal=True)
+        torch.autograd.backward(y_BHTD.sum())
+    except RuntimeError:  # "... does not have a deterministic implementation"
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        return False
+    return True
 
 
 def free_memory(device: torch.device) -> int | None:
