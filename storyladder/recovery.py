@@ -61,6 +61,7 @@ def _within_memory(work: Work, tell: Callable[[str], None], action: Callable[[],
         tell(f"out of memory with {work.micro_batch_size} sequences at once; going on with {smaller}")
         work.log.write("out of memory", step=work.state.step, micro_batch_size=smaller)
         work.micro_batch_size = work.state.micro_batch_size = smaller
+        work.parallel = None  # it may be waiting for the rest of a backward
         if work.device.type == "cuda":
             work.device_steps = None
             torch.cuda.empty_cache()

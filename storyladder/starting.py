@@ -14,6 +14,7 @@ from torch import Tensor
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
+from storyladder.learning.data_parallel import DataParallel
 from storyladder.learning.device_steps import DeviceSteps
 from storyladder.learning.kernels import cpu_kernels
 from storyladder.learning.memory import fitting_micro_batch
@@ -91,6 +92,7 @@ class Work:
     failed_saves: int = 0
     unsaved_best: Payload | None = None  # best weights that the disk has refused so far
     device_steps: DeviceSteps | None = None  # on a GPU
+    parallel: DataParallel | None = None  # in a group
 
 
 def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Work:

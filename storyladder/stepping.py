@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from storyladder.corpus.token_file import ValidationWindows
+from storyladder.learning.data_parallel import DataParallel
 from storyladder.learning.device_steps import MOST_STEPS, WAYS, DeviceSteps, Way, quickest
 from storyladder.learning.schedule import lr_at
 from storyladder.learning.step import StepResult, train_step
@@ -33,6 +34,8 @@ def step_now(work: Work, *, step: int) -> StepResult:
         idx_BT, targets_BT = (torch.from_numpy(part).to(work.device) for part in batch)
     except (DataError, MemoryError, RuntimeError) as error:
         work.group.fail(error)
+    if work.parallel is None and not work.group.is_alone:
+        work.parallel = work.group.together(lambda: DataParallel(work.model, work.device))
     return train_step(
         work.model,
         work.optimizer,
@@ -45,6 +48,7 @@ def step_now(work: Work, *, step: int) -> StepResult:
         scaler=work.scaler,
         vocabulary=work.vocabulary,
         group=work.group,
+        parallel=work.parallel,
     )
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(PROJECT))
 import torch  # noqa: E402
 
 from model import GPT  # noqa: E402
+from storyladder.learning.data_parallel import DataParallel  # noqa: E402
 from storyladder.learning.optimizer import build_optimizer  # noqa: E402
 from storyladder.learning.step import train_step  # noqa: E402
 from storyladder.learning.vocabulary import CompactVocabulary  # noqa: E402
@@ -42,6 +43,7 @@ def gradients_of_a_step(group: Group) -> dict[str, torch.Tensor]:
     model = GPT(ModelConfig(**{**vars(MODEL), "vocab_size": vocabulary.n_rows})).double()
     ids = torch.randint(29, (4, 13), generator=torch.Generator().manual_seed(1))[group.share_of(4)]
     precision = Precision(torch.float32, "a test wants it", "cpu")
+    parallel = None if group.is_alone else DataParallel(model, torch.device("cpu"))
     result = train_step(
         model,
         build_optimizer(model, STAGE),
@@ -54,6 +56,7 @@ def gradients_of_a_step(group: Group) -> dict[str, torch.Tensor]:
         scaler=precision.scaler(),
         vocabulary=vocabulary,
         group=group,
+        parallel=parallel,
     )
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return {**found, "loss": torch.tensor(result.train_loss), "norm": torch.tensor(result.grad_norm)}
@@ -66,6 +69,7 @@ def weights_moved_by_muon(group: Group) -> dict[str, torch.Tensor]:
     optimizer = build_optimizer(model, MUON)
     precision = Precision(torch.float32, "a test wants it", "cpu")
     vocabulary = CompactVocabulary(torch.ones(40, dtype=torch.bool))
+    parallel = None if group.is_alone else DataParallel(model, torch.device("cpu"))
     for step in range(2):
         ids = torch.randint(40, (4, 13), generator=torch.Generator().manual_seed(step))[group.share_of(4)]
         train_step(
@@ -80,6 +84,7 @@ def weights_moved_by_muon(group: Group) -> dict[str, torch.Tensor]:
             scaler=precision.scaler(),
             vocabulary=vocabulary,
             group=group,
+            parallel=parallel,
         )
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 

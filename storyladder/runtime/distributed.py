@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
+import io
 import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed
-from torch import Tensor
 
 from storyladder.runtime.errors import LAST_WORDS, Interrupted, OthersFailed, PeerLost, UserError
 from storyladder.runtime.machine import is_out_of_memory
@@ -50,7 +49,6 @@ class Group:
         self.local_rank = local_rank  # on this machine
         self.local_size = local_size
         self._stop = stop
-        self._buffer = torch.empty(0)
 
     @property
     def is_first(self) -> bool:
@@ -149,46 +147,26 @@ class Group:
             torch.distributed.all_reduce(tensor)
         return tensor.item()
 
-    def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors of one type and device by their sums over all processes, in one message."""
-        if self.is_alone:
-            return
-        self.make_room(tensors)
-        parts = torch.split(self._buffer, [tensor.numel() for tensor in tensors])
-        views = [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
-        with torch.no_grad(), _lost_peers():
-            torch._foreach_copy_(views, list(tensors))
-            torch.distributed.all_reduce(self._buffer)
-            torch._foreach_copy_(list(tensors), views)
-
-    def make_room(self, tensors: Sequence[Tensor]) -> None:
-        """Take the memory that sum_in_place will need, where the others can still be told that there is too little."""
-        size, like = sum(tensor.numel() for tensor in tensors), tensors[0]
-        if (self._buffer.numel(), self._buffer.dtype, self._buffer.device) != (size, like.dtype, like.device):
-            self._buffer = torch.empty(size, dtype=like.dtype, device=like.device)
-
     def from_first(self, value: T) -> T:
-        """What the first process gives: plain values and tensors on the CPU.
+        """What the first process gives: plain values and tensors.
 
-        Values travel as JSON and tensors as they are, so that nothing that comes from a network is ever unpickled.
+        They travel as a checkpoint does, and like one are read without running anything that stands in them.
         """
         if self.is_alone:
             return value
-        tensors: list[Tensor] = []
-        text = json.dumps(_without_tensors(value, tensors)).encode() if self.is_first else b""
+        sent = io.BytesIO()
+        if self.is_first:
+            torch.save(value, sent)
         with _lost_peers():
-            length = torch.tensor(len(text))
+            length = torch.tensor(sent.getbuffer().nbytes)
             torch.distributed.broadcast(length, src=0)
             letters = torch.empty(int(length), dtype=torch.uint8)
             if self.is_first:
-                letters.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+                letters.copy_(torch.frombuffer(sent.getbuffer(), dtype=torch.uint8))
             torch.distributed.broadcast(letters, src=0)
-            plain = json.loads(letters.numpy().tobytes())
-            if not self.is_first:
-                _make_tensors(plain, tensors)
-            for tensor in tensors:
-                torch.distributed.broadcast(tensor, src=0)
-        return value if self.is_first else _with_tensors(plain, tensors)
+        if self.is_first:
+            return value
+        return torch.load(io.BytesIO(letters.numpy().tobytes()), weights_only=True)  # type: ignore[no-any-return]
 
 
 ALONE = Group()
@@ -289,38 +267,3 @@ def _muted() -> Iterator[None]:
         contextlib.redirect_stderr(nowhere),
     ):
         yield
-
-
-_TENSOR = "a tensor, by its number, type and shape"
-
-
-def _without_tensors(value: Any, tensors: list[Tensor]) -> Any:
-    """The value with a note in the place of every tensor, which goes into the list."""
-    if isinstance(value, Tensor):
-        tensors.append(value.detach().cpu().contiguous())
-        return {_TENSOR: [len(tensors) - 1, str(value.dtype).removeprefix("torch."), list(value.shape)]}
-    if isinstance(value, dict):
-        assert all(isinstance(key, str) for key in value), "JSON would make texts of the keys"
-        return {key: _without_tensors(item, tensors) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_tensors(item, tensors) for item in value]
-    return value
-
-
-def _make_tensors(plain: Any, tensors: list[Tensor]) -> None:
-    """Append empty tensors for all notes, in their order."""
-    if isinstance(plain, dict) and _TENSOR in plain:
-        _, dtype, shape = plain[_TENSOR]
-        tensors.append(torch.empty(shape, dtype=getattr(torch, dtype)))
-    elif isinstance(plain, (dict, list)):
-        for item in plain.values() if isinstance(plain, dict) else plain:
-            _make_tensors(item, tensors)
-
-
-def _with_tensors(plain: Any, tensors: list[Tensor]) -> Any:
-    """The value again."""
-    if isinstance(plain, dict):
-        if _TENSOR in plain:
-            return tensors[plain[_TENSOR][0]]
-        return {key: _with_tensors(item, tensors) for key, item in plain.items()}
-    return [_with_tensors(item, tensors) for item in plain] if isinstance(plain, list) else plain
