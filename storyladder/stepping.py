@@ -34,8 +34,6 @@ def step_now(work: Work, *, step: int) -> StepResult:
         idx_BT, targets_BT = (torch.from_numpy(part).to(work.device) for part in batch)
     except (DataError, MemoryError, RuntimeError) as error:
         work.group.fail(error)
-    if work.parallel is None and not work.group.is_alone:
-        work.parallel = work.group.together(lambda: DataParallel(work.model, work.device))
     return train_step(
         work.model,
         work.optimizer,
@@ -48,16 +46,25 @@ def step_now(work: Work, *, step: int) -> StepResult:
         scaler=work.scaler,
         vocabulary=work.vocabulary,
         group=work.group,
-        parallel=work.parallel,
+        parallel=_parallel(work),
     )
 
 
+def _parallel(work: Work) -> DataParallel | None:
+    """The model in torch's engine for several processes, in a group."""
+    if work.parallel is None and not work.group.is_alone:
+        work.parallel = work.group.together(lambda: DataParallel(work.model, work.device))
+    return work.parallel
+
+
 def steps_now(work: Work, *, step: int, n: int) -> list[StepResult]:
-    """At most n updates from number `step` on: on one GPU many without waiting for it, elsewhere one."""
-    if not _may_run_ahead(work):
+    """At most n updates from number `step` on: on GPUs many without waiting for them, elsewhere one."""
+    # In a group the first step agrees that memory suffices; later ones could leave the others waiting.
+    known = work.group.is_alone or (work.parallel is not None and work.parallel.rehearsed == work.micro_batch_size)
+    if not known or not _may_run_ahead(work):
         return [step_now(work, step=step)]
-    work.data.train.check_size()
-    numbers = range(step, step + min(n, MOST_STEPS))
+    work.group.together(work.data.train.check_size)
+    numbers = range(step, step + min(work.group.from_first(n), MOST_STEPS))  # clocks differ
     starts = [work.batches.starts(number + work.state.batch_offset) for number in numbers]
     if work.device_steps is None or not work.device_steps.is_for(work.optimizer, work.micro_batch_size):
         work.device_steps = None  # frees its memory before the next one takes its own
@@ -68,20 +75,22 @@ def steps_now(work: Work, *, step: int, n: int) -> list[StepResult]:
             long = work.run.minutes >= _MINUTES_TO_COMPILE_FOR
         if long:
             print("compiling the steps, which may take a minute", flush=True)
-        work.device_steps, way = device_steps(work, starts[0], [way for way in WAYS if long or not way.compiled])
+        # Graphs of steps that exchange gradients have never been tried.
+        ways = [way for way in WAYS if (long or not way.compiled) and (work.group.is_alone or not way.graph)]
+        work.device_steps, way = device_steps(work, starts[0], ways)
         work.seconds_preparing += time.perf_counter() - tick
         print(f"steps run up to {MOST_STEPS} at a time on the GPU: {way.words}", flush=True)
     return work.device_steps.take(step, starts, [lr_at(number, work.stage) for number in numbers])
 
 
 def _may_run_ahead(work: Work) -> bool:
-    """One GPU, a number format whose scale needs no look at every step, and room for the tokens."""
-    if work.device.type != "cuda" or not work.group.is_alone or work.scaler.is_enabled():
+    """GPUs, a precision whose scale needs no look at every step, and room for the tokens on each."""
+    if work.device.type != "cuda" or work.scaler.is_enabled():
         return False
     if work.device_steps is not None:
         return True
     free = free_memory(work.device)
-    return free is not None and work.data.train.ids.nbytes < _SHARE_FOR_TOKENS * free
+    return not work.group.any(free is None or work.data.train.ids.nbytes >= _SHARE_FOR_TOKENS * free)
 
 
 def device_steps(
@@ -98,6 +107,8 @@ def device_steps(
         precision=work.precision,
         vocabulary=work.vocabulary,
         device=work.device,
+        group=work.group,
+        parallel=_parallel(work),
     )
     return steps, quickest(steps, starts, ways, tell)
 

@@ -18,10 +18,12 @@ from typing import NoReturn
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(PROJECT))
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from model import GPT  # noqa: E402
 from storyladder.learning.data_parallel import DataParallel  # noqa: E402
+from storyladder.learning.device_steps import DeviceSteps  # noqa: E402
 from storyladder.learning.optimizer import build_optimizer  # noqa: E402
 from storyladder.learning.step import train_step  # noqa: E402
 from storyladder.learning.vocabulary import CompactVocabulary  # noqa: E402
@@ -89,6 +91,32 @@ def weights_moved_by_muon(group: Group) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
+def weights_of_steps_ahead(group: Group) -> dict[str, torch.Tensor]:
+    """Weights after three steps ahead as on a GPU, with four sequences in micro-batches of one, and the losses."""
+    torch.manual_seed(3)
+    model, device = GPT(dataclasses.replace(MODEL, dropout=0.0)), torch.device("cpu")
+    stage = dataclasses.replace(STAGE, batch_size=4)
+    ids = np.random.default_rng(0).integers(0, 40, 400).astype(np.uint16)
+    steps = DeviceSteps(
+        model,
+        build_optimizer(model, stage),
+        ids,
+        stage=stage,
+        context_length=12,
+        micro_batch_size=1,
+        precision=Precision(torch.float32, "a test wants it", "cpu"),
+        vocabulary=CompactVocabulary(torch.ones(40, dtype=torch.bool)),
+        device=device,
+        group=group,
+        parallel=None if group.is_alone else DataParallel(model, device),
+    )
+    starts = list(np.random.default_rng(1).integers(0, 380, (3, 4)))
+    results = steps.take(0, starts, [1e-3] * 3)
+    found = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    numbers = [[result.train_loss, result.grad_norm] for result in results]
+    return {**found, "loss and norm": torch.tensor(numbers)}
+
+
 def error_of(action: Callable[[], object]) -> str:
     """What it raises, in words."""
     try:
@@ -150,6 +178,7 @@ def main() -> None:
     with stop_on_signals() as stop, joined_group(stop) as group:
         torch.save(gradients_of_a_step(group), folder / f"gradients{group.rank}of{group.world_size}.pt")
         torch.save(weights_moved_by_muon(group), folder / f"muon{group.rank}.pt")
+        torch.save(weights_of_steps_ahead(group), folder / f"ahead{group.rank}.pt")
         found = agreements(group, stop)
         (folder / f"agreements{group.rank}.json").write_text(json.dumps(found), encoding="utf-8")
         print("only the first is heard", flush=True)

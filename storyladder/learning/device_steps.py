@@ -20,11 +20,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from storyladder.learning.data_parallel import DataParallel
 from storyladder.learning.loss import entropy_, fused_entropy_
 from storyladder.learning.network import LanguageModel
 from storyladder.learning.optimizer import clip_gradients, make_moments, set_rate
 from storyladder.learning.step import StepResult, accumulate_gradients, seed_of_step
 from storyladder.learning.vocabulary import CompactVocabulary
+from storyladder.runtime.distributed import ALONE, Group
 from storyladder.runtime.machine import Precision, is_out_of_memory
 from storyladder.settings import StageConfig
 
@@ -73,6 +75,8 @@ class DeviceSteps:
         precision: Precision,
         vocabulary: CompactVocabulary,
         device: torch.device,
+        group: Group = ALONE,
+        parallel: DataParallel | None = None,
     ) -> None:
         self._model = model
         self._optimizer = optimizer
@@ -82,7 +86,10 @@ class DeviceSteps:
         self._scaler = precision.scaler()
         assert not self._scaler.is_enabled(), "fp16 needs the host to look at every step"
         self._vocabulary = vocabulary
-        self._hidden, self._entropy = model.hidden, entropy_
+        self._group, self._parallel = group, parallel
+        self._share = group.share_of(stage.batch_size)  # the rows of a batch that are this process's
+        self._hidden: Callable[[Tensor], Tensor] = model.hidden
+        self._entropy = entropy_
         self._graph: torch.cuda.CUDAGraph | None = None
         self._ids = _on_device(ids, device)
         self._span = torch.arange(context_length + 1, device=device)
@@ -115,7 +122,7 @@ class DeviceSteps:
         self._place.zero_()
         try:
             for step in range(first, first + n):
-                torch.manual_seed(seed_of_step(self._stage.seed, step))
+                torch.manual_seed(seed_of_step(self._stage.seed, step, self._share.start))
                 if self._graph is not None:
                     self._graph.replay()
                 else:
@@ -137,7 +144,7 @@ class DeviceSteps:
         try:
             expected = self._rehearse(starts, kept)
             if way.compiled:
-                self._hidden = torch.compile(self._model.hidden, dynamic=False)
+                self._run(torch.compile(self._model.hidden, dynamic=False))
                 self._entropy = torch.compile(fused_entropy_, dynamic=False)
             if way.graph:
                 self._capture(starts)
@@ -146,7 +153,8 @@ class DeviceSteps:
             if not all(near):
                 raise ArithmeticError(f"the numbers became {_in_words(found)} and not {_in_words(expected)}")
         except BaseException:
-            self._hidden, self._entropy, self._graph = self._model.hidden, entropy_, None
+            self._run(self._model.hidden)
+            self._entropy, self._graph = entropy_, None
             raise
         finally:
             self._forget_skipped()
@@ -154,7 +162,7 @@ class DeviceSteps:
 
     def _step(self) -> None:
         """One update, reading and writing at `_place` in the tables."""
-        windows = self._ids[self._starts[self._place].T + self._span].to(torch.int64) & 0xFFFF
+        windows = self._ids[self._starts[self._place].T[self._share] + self._span].to(torch.int64) & 0xFFFF
         set_rate(self._optimizer, self._lrs.index_select(0, self._place)[0])
         for parameter in self._model.parameters():
             parameter.grad = None  # the first micro-batch's gradients are taken as they are, not added to zeros
@@ -168,13 +176,21 @@ class DeviceSteps:
             vocabulary=self._vocabulary,
             hidden=self._hidden,
             entropy=self._entropy,
+            parallel=self._parallel,
         )
+        loss = self._group.mean(loss)
         norm = clip_gradients(self._model, self._stage.grad_clip, self._vocabulary)
         skipped = (~(loss + norm).isfinite()).to(torch.float32)
         self._optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self._optimizer.step()
         self._results.index_copy_(0, self._place, torch.stack((loss, norm, skipped))[None])
         self._place += 1
+
+    def _run(self, hidden: Callable[[Tensor], Tensor]) -> None:
+        """Take this form of model.hidden from now on."""
+        self._hidden = hidden
+        if self._parallel is not None:
+            self._parallel.run(hidden)
 
     def _forget_skipped(self) -> None:
         """Single steps may follow, which have a word of their own on whether AdamW moves anything."""

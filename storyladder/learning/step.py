@@ -101,14 +101,16 @@ def accumulate_gradients(
     The mean is over all tokens of the batch, whatever the micro-batches, so their size changes memory only. Dropout
     draws from a generator seeded with (seed, step, the micro-batch's first sequence in the whole batch): a resumed step
     draws what the interrupted one would have drawn, and no random state has to be saved. Without `seed` the caller has
-    seeded it. `hidden` and `entropy` are compiled forms of model.hidden and entropy_.
+    seeded it. `hidden` and `entropy` are compiled forms of model.hidden and entropy_; `parallel` knows its own.
 
     With `parallel` the gradients become the mean over all processes. Their batches are equal parts of a larger one, and
     this one's starts at its `first_sequence`. `agree` runs all but the last backward, which exchanges gradients.
     """
     idx_BT, targets_BT = (vocabulary.rows_of(part) for part in batch)
     total = torch.zeros((), device=idx_BT.device)
-    forward = hidden or (model.hidden if parallel is None else parallel.hidden)
+    forward, last_backward = hidden or model.hidden, _backward
+    if parallel is not None:
+        forward, last_backward = parallel.hidden, parallel.backward
     last = (len(idx_BT) - 1) // micro_batch_size * micro_batch_size
 
     def loss_of(start: int) -> Tensor:
@@ -134,7 +136,7 @@ def accumulate_gradients(
                 _backward(loss_of(start))
         return loss_of(last)
 
-    _backward(agree(all_but_the_last_backward))
+    last_backward(agree(all_but_the_last_backward))
     for name, parameter in model.named_parameters():
         if name == EMBEDDING and parameter.grad is not None:
             vocabulary.share_gradient(parameter.grad)

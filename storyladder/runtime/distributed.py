@@ -20,6 +20,7 @@ from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed
+from torch import Tensor
 
 from storyladder.runtime.errors import LAST_WORDS, Interrupted, OthersFailed, PeerLost, UserError
 from storyladder.runtime.machine import is_out_of_memory
@@ -134,7 +135,7 @@ class Group:
         if self.is_alone:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.int64)
-        with _lost_peers():
+        with lost_peers():
             torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MAX)
         return tensor.tolist()
 
@@ -143,9 +144,17 @@ class Group:
         if self.is_alone:
             return number
         tensor = torch.tensor(number, dtype=torch.float64)
-        with _lost_peers():
+        with lost_peers():
             torch.distributed.all_reduce(tensor)
         return tensor.item()
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over all processes, on its device, for which the host of a GPU does not wait."""
+        if self.is_alone:
+            return tensor
+        with lost_peers():
+            torch.distributed.all_reduce(tensor)
+        return tensor / self.world_size
 
     def from_first(self, value: T) -> T:
         """What the first process gives: plain values and tensors.
@@ -157,7 +166,7 @@ class Group:
         sent = io.BytesIO()
         if self.is_first:
             torch.save(value, sent)
-        with _lost_peers():
+        with lost_peers():
             length = torch.tensor(sent.getbuffer().nbytes)
             torch.distributed.broadcast(length, src=0)
             letters = torch.empty(int(length), dtype=torch.uint8)
@@ -185,7 +194,7 @@ def joined_group(stop: StopRequest) -> Iterator[Group]:
     rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in names)
     cuda = torch.cuda.is_available() and torch.distributed.is_nccl_available()
     stop.share(speaks=rank == 0)
-    with _lost_peers():
+    with lost_peers():
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
     try:
         with contextlib.nullcontext() if rank == 0 else _muted():
@@ -244,7 +253,7 @@ def _outcome(error: BaseException) -> int:
 
 
 @contextlib.contextmanager
-def _lost_peers() -> Iterator[None]:
+def lost_peers() -> Iterator[None]:
     """A connection that breaks, or is silent for too long, as PeerLost."""
     try:
         yield

@@ -1,0 +1,196 @@
+"""Two processes on one machine's CPU beside one process with the same cores, and what the exchange of gradients costs.
+
+    python benchmarks/group.py               table; the section in RESULTS.md; about six minutes
+    python benchmarks/group.py --json        the same, and one JSON object as the last line
+
+Both take turns, each time in new processes. In the group every step is also made without an exchange, and the sum of
+all gradients after backward, as it was before DistributedDataParallel, is timed by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.results import hardware_line, write_section
+from storyladder.command_line import Parser, load_ladder
+from storyladder.runtime.errors import user_errors
+from storyladder.settings import PROJECT, Ladder
+
+_WARMUPS = 2
+_PATIENCE = 1200  # seconds for one turn
+
+
+def worker(ladder: Ladder, steps: int) -> None:
+    """One process of a turn: steps of the first stage as its script makes them; the first process prints JSON."""
+    import torch
+
+    from model import GPT
+    from storyladder.command_line import StageRun
+    from storyladder.runtime.distributed import ALONE, joined_group
+    from storyladder.runtime.signals import stop_on_signals
+    from storyladder.starting import load_weights, prepare_work
+    from storyladder.stepping import step_now
+
+    with stop_on_signals() as stop, joined_group(stop) as group:
+        run = StageRun(ladder=ladder, stage=ladder.stages[0], device="cpu", fresh=True)
+        work = prepare_work(run, GPT, stop, group)
+        load_weights(work, GPT)
+
+        def sum_after_backward() -> None:
+            gradients = [p.grad for p in work.model.parameters() if p.grad is not None]
+            buffer = torch.cat([gradient.flatten() for gradient in gradients])
+            torch.distributed.all_reduce(buffer)
+            parts = torch.split(buffer, [gradient.numel() for gradient in gradients])
+            torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+
+        def without_exchange() -> None:
+            batches, parallel = work.batches, work.parallel
+            share: Any = _Share(batches, group.share_of(work.stage.batch_size))
+            work.batches, work.parallel, work.group = share, None, ALONE
+            step_now(work, step=0)
+            work.batches, work.parallel, work.group = batches, parallel, group
+
+        actions: dict[str, Callable[[], object]] = {"step": lambda: step_now(work, step=0)}
+        if not group.is_alone:
+            actions |= {"without exchange": without_exchange, "sum after backward": sum_after_backward}
+        seconds: dict[str, list[float]] = {name: [] for name in actions}
+        for turn in range(_WARMUPS + steps):
+            for name, action in actions.items():
+                group.highest([0])  # all begin together
+                tick = time.perf_counter()
+                action()
+                if turn >= _WARMUPS:
+                    seconds[name].append(time.perf_counter() - tick)
+        print(json.dumps({"seconds": seconds, "processes": group.world_size, "threads": torch.get_num_threads()}))
+
+
+class _Share:
+    """The batches of one process of a group, for a step that knows of no group."""
+
+    def __init__(self, batches: Any, rows: slice) -> None:
+        self._batches, self._rows = batches, rows
+
+    def batch(self, k: int, _: slice) -> Any:
+        """Inputs and targets of batch k, this process's rows only."""
+        return self._batches.batch(k, self._rows)
+
+
+def turn(processes: int, steps: int, config: list[str]) -> dict[str, Any]:
+    """One turn in new processes, which share all cores of the machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    called = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", f"--master_port={port}"]
+    called = called if processes > 1 else [sys.executable]
+    threads = max(1, len(_cores()) // processes)
+    done = subprocess.run(
+        [*called, __file__, *config, "--steps", str(steps), "--worker"],
+        cwd=PROJECT,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=_PATIENCE,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def _cores() -> list[int]:
+    return list(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+def summary(alone: list[dict[str, Any]], group: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over all turns, and the share of a step that each way of exchanging gradients takes."""
+
+    def seconds(turns: list[dict[str, Any]], name: str) -> list[float]:
+        return [value for each in turns for value in each["seconds"][name]]
+
+    def median(turns: list[dict[str, Any]], name: str) -> float:
+        return statistics.median(seconds(turns, name))
+
+    bare, summed = median(group, "without exchange"), median(group, "sum after backward")
+    return {
+        "alone_s": median(alone, "step"),
+        "group_s": median(group, "step"),
+        "without_exchange_s": bare,
+        "ratio": median(alone, "step") / median(group, "step"),
+        "ddp_share": max(0.0, 1 - bare / median(group, "step")),
+        "sum_share": summed / (bare + summed),
+        "processes": group[0]["processes"],
+        "threads": group[0]["threads"],
+        "n": len(seconds(group, "step")),
+        "spread": {"alone": _spread(seconds(alone, "step")), "group": _spread(seconds(group, "step"))},
+    }
+
+
+def _spread(values: list[float]) -> str:
+    return f"{min(values):.3g} to {max(values):.3g}"
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """The summary in Markdown."""
+    return [
+        "| what | s a step (min to max) | share of a step that is exchange |",
+        "| --- | --- | --- |",
+        f"| one process, all cores | {found['alone_s']:.3g} ({found['spread']['alone']}) | |",
+        f"| {found['processes']} processes x {found['threads']} threads, DistributedDataParallel | "
+        f"{found['group_s']:.3g} ({found['spread']['group']}) | {found['ddp_share']:.1%} |",
+        f"| ... one sum after backward, as before | | {found['sum_share']:.1%} |",
+        "",
+        f"n = {found['n']} steps. The group is {found['ratio']:.2f} times as fast as one process.",
+    ]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, record."""
+    with user_errors():
+        parser = Parser(__doc__)
+        parser.add_argument("--turns", type=int, default=3, metavar="N", help="turns of each (3)")
+        parser.add_argument("--steps", type=int, default=4, metavar="N", help="timed steps a turn (4)")
+        parser.add_argument("--processes", type=int, default=2, metavar="N", help="processes of the group (2)")
+        parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
+        parser.add_argument("--no-results", action="store_true", help="leave benchmarks/RESULTS.md as it is")
+        parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+        flags = parser.parse(argv)
+        ladder = load_ladder(flags.config, flags.preset)
+        from benchmarks.workload import moved_to, put_text
+
+        with tempfile.TemporaryDirectory(prefix="storyladder-") as folder:
+            moved = moved_to(ladder, Path(folder))
+            text = put_text(moved, None)
+            if flags.worker:
+                worker(moved, flags.steps)
+                return
+        config = ["--preset", flags.preset, *(["--config", str(flags.config.resolve())] if flags.config else [])]
+        turns: dict[int, list[dict[str, Any]]] = {1: [], flags.processes: []}
+        for _ in range(flags.turns):
+            for processes, found in turns.items():
+                found.append(turn(processes, flags.steps, config))
+        result = summary(turns[1], turns[flags.processes])
+        shape = (
+            f"Preset {ladder.name}: {ladder.model.n_params:,} parameters, batch {ladder.stages[0].batch_size}. {text}."
+        )
+        lines = [hardware_line() + ".", "", "    python benchmarks/group.py", "", shape, "", *table(result)]
+        print("\n".join(lines))
+        if not flags.no_results:
+            write_section("Two processes on one CPU", lines)
+        if flags.json:
+            print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
