@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import re
@@ -40,8 +42,8 @@ class Found:
 
     def lines(self) -> Iterator[str]:
         """What is to be said about them, a line each."""
-        names = [str(path.relative_to(self.root)) for path in self.files]
-        yield f"reads {counted(len(names), 'file')} of {self.root}: {listed(names)}"
+        names = (os.path.relpath(path, self.root) for path in self.files)
+        yield f"reads {counted(len(self.files), 'file')} of {self.root}: {listed(names, len(self.files))}"
         if self.left_out:
             yield f"does not read {self.left_out_words()}"
 
@@ -50,11 +52,12 @@ class Found:
         return "; ".join(f"{listed(names)} ({reason})" for reason, names in self.left_out.items())
 
 
-def listed(names: Iterable[str]) -> str:
-    """The first names of a list, and how many more there are."""
-    names = list(names)
-    more = [f"and {len(names) - _NAMED:,} more"] if len(names) > _NAMED else []
-    return ", ".join([*names[:_NAMED], *more])
+def listed(names: Iterable[str], number: int | None = None) -> str:
+    """The first names of a list, and how many more of the number there are."""
+    names = iter(names) if number else list(names)
+    number = number or len(names)
+    more = [f"and {number - _NAMED:,} more"] if number > _NAMED else []
+    return ", ".join([*itertools.islice(names, _NAMED), *more])
 
 
 def counted(number: int, noun: str) -> str:
@@ -67,7 +70,7 @@ def stage_files(folder: Path, stage: str, *, only_stage: bool) -> Found:
     """The text files of a stage: those in a subfolder of its name, else by name, else (for one stage alone) all."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give the folder that holds the stories with --from DIR")
-    folders = {path.name.lower().replace("-", "_"): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    folders = {_plain(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
     looked = [files_of(folders[name]) for name in _FOLDER_NAMES[stage] if name in folders]
     for found in looked:
         if found.files:
@@ -84,49 +87,51 @@ def stage_files(folder: Path, stage: str, *, only_stage: bool) -> Found:
 def files_of(folder: Path, *, without: Iterable[str] = ()) -> Found:
     """Every file that can be read in a folder and in its subfolders, except those named `without`."""
     found = Found(folder, [], {})
-    for path in _walk(folder, frozenset(without), set()):
-        if reason := _why_not(path):
-            found.left_out.setdefault(reason, []).append(str(path.relative_to(folder)))
-        elif not path.name.lower().endswith(_OURS):
-            found.files.append(path)
+    for entry in _walk(folder, frozenset(without), frozenset()):
+        if reason := _why_not(entry):
+            found.left_out.setdefault(reason, []).append(os.path.relpath(entry.path, folder))
+        elif not entry.name.lower().endswith(_OURS):
+            found.files.append(Path(entry.path))
     return found
 
 
-def _walk(folder: Path, without: frozenset[str], above: set[str]) -> Iterator[Path]:
+def _walk(folder: Path | str, without: frozenset[str], above: frozenset[str]) -> Iterator[os.DirEntry[str]]:
     """All files, sorted, and no folder within itself, however links lead."""
     place = os.path.realpath(folder)
-    if place in above:
-        return
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError:
-        yield folder
-        return
-    for path in entries:
-        if not path.is_dir():
-            yield path
-        elif path.name.startswith("."):
-            continue
-        elif path.name.lower().replace("-", "_") not in without:
-            yield from _walk(path, frozenset(), above | {place})
+    with contextlib.suppress(PermissionError):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if not entry.is_dir():
+                yield entry
+            elif place not in above and not entry.name.startswith(".") and _plain(entry.name) not in without:
+                yield from _walk(entry.path, frozenset(), above | {place})
 
 
-def _why_not(path: Path) -> str:
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _why_not(entry: os.DirEntry[str]) -> str:
     """Why a file is not read; empty where it is, or where it is no text but a token file of ours."""
-    name = path.name.lower()
-    if path.is_symlink() and not path.exists():
-        return f"a link to {os.readlink(path)}, which is not there"
-    if name.endswith(_OURS) and not name.startswith("."):
+    name = entry.name.lower()
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return f"a link to {os.readlink(entry.path)}, which is not there"
+    if name.startswith("."):
+        return "hidden"
+    if name.endswith(_OURS):
         return ""
-    reasons = {
-        "hidden": lambda: name.startswith("."),
-        f"none of {' '.join(SUFFIXES)}": lambda: not is_readable(name),
-        "notes by its name": lambda: _NOTES.fullmatch(name) or name in _NOTES_OF_DATASETS,
-        "may not be read; type chmod u+r": lambda: not os.access(path, os.R_OK),
-        "a device or pipe": lambda: not path.is_file(),
-        "empty": lambda: not path.stat().st_size,
-    }
-    return next((reason for reason, applies in reasons.items() if applies()), "")
+    if not is_readable(name):
+        return f"none of {' '.join(SUFFIXES)}"
+    if _NOTES.fullmatch(name) or name in _NOTES_OF_DATASETS:
+        return "notes by its name"
+    return _why_not_open(entry)
+
+
+def _why_not_open(entry: os.DirEntry[str]) -> str:
+    if not entry.is_file():
+        return "a device or pipe"
+    if not os.access(entry.path, os.R_OK):
+        return "may not be read; type chmod u+r"
+    return "" if entry.stat().st_size else "empty"
 
 
 def without_repeats(files: Iterable[Path]) -> list[Path]:
@@ -142,9 +147,10 @@ def without_repeats(files: Iterable[Path]) -> list[Path]:
 def split_by_name(files: list[Path], root: Path | None) -> tuple[list[Path], list[Path]]:
     """The files for training and those for validation: val, valid, test, dev or eval in their names or folders."""
     sides: tuple[list[Path], list[Path]] = ([], [])
+    above = len(str(root)) + 1 if root else None
     for path in files:
-        folders = path.relative_to(root).parts[:-1] if root else ()
-        sides[any(map(_VAL_NAME.search, (*folders, path.stem)))].append(path)
+        names = str(path)[above:].split(os.sep) if root else [path.name]
+        sides[any(map(_VAL_NAME.search, (*names[:-1], path.stem)))].append(path)
     if not sides[0]:
         raise DataError(
             f"{listed(path.name for path in sides[1])}: only validation text, by its name; a training file is missing, "

@@ -10,6 +10,7 @@ import dataclasses
 import gzip
 import io
 import lzma
+import os
 import shlex
 import zipfile
 import zlib
@@ -47,8 +48,8 @@ def peek(file: BinaryIO) -> bytes:
 
 def kind_of_file(name: str) -> str:
     """The suffix that tells what stands in a file, in small letters and without that of its packing."""
-    path = Path(name.lower())
-    return Path(path.stem).suffix if path.suffix in _UNPACK else path.suffix
+    stem, suffix = os.path.splitext(name.lower())
+    return os.path.splitext(stem)[1] if suffix in _UNPACK else suffix
 
 
 @dataclasses.dataclass(frozen=True)

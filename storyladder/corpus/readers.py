@@ -7,8 +7,10 @@ not what its name says is refused with the byte where it goes wrong and the comm
 
 from __future__ import annotations
 
+import io
 import re
 import shlex
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -83,9 +85,9 @@ def _check_is_file(path: Path) -> None:
         status = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from None
-    if path.is_dir():
+    if stat.S_ISDIR(status.st_mode):
         raise DataError(f"{path} is a folder. Expected a file; to see what is in it: ls {shlex.quote(str(path))}")
-    if not path.is_file():
+    if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path} is a device or pipe. Expected a regular file: it is read more than once.")
     if status.st_size == 0:
         raise DataError(f"{path} is empty (0 bytes). Expected stories. {FETCH_AGAIN}")
@@ -115,29 +117,37 @@ def _with_unix_line_ends(text: str) -> str:
 
 def _read_txt(source: Source, reading: Reading, block_bytes: int) -> Iterator[str]:
     separator = reading.separator
-    if separator == "auto":
-        marked = _has_marker(source, block_bytes)
-        separator = "endoftext" if marked else reading.unmarked or separator_of([source])
+    with text_file(source) as (file, start):
+        head = file.read(block_bytes)
+        if separator == "auto":
+            marked = _has_marker(file, head, block_bytes)
+            separator = "endoftext" if marked else reading.unmarked or separator_of([source])
     said = _SAID[separator]
     reading.found[said if reading.separator == "auto" else said.partition(" (")[0] + " (as you asked)"] += 1
-    with text_file(source) as (file, start):
-        for offset, raw in _pieces(source, file, start, separator, block_bytes):
-            story = decoded(source, raw, offset).strip()
-            # Two markers in a row are an empty story, which cleaning counts. Before the first one there is nothing yet.
-            if story or (separator == "endoftext" and offset > start):
-                yield story
+    if len(head) < block_bytes:  # the whole file
+        yield from _txt_stories(source, io.BytesIO(head), start, separator, block_bytes)
+    else:
+        with text_file(source) as (file, _):
+            yield from _txt_stories(source, file, start, separator, block_bytes)
 
 
-def _has_marker(source: Source, block_bytes: int) -> bool:
+def _txt_stories(source: Source, file: BinaryIO, start: int, separator: str, block_bytes: int) -> Iterator[str]:
+    for offset, raw in _pieces(source, file, start, separator, block_bytes):
+        story = decoded(source, raw, offset).strip()
+        # Two markers in a row are an empty story, which cleaning counts. Before the first one there is nothing yet.
+        if story or (separator == "endoftext" and offset > start):
+            yield story
+
+
+def _has_marker(file: BinaryIO, head: bytes, block_bytes: int) -> bool:
     """Whether a marker stands anywhere: the whole file decides, and the search is as fast as the disk."""
-    tail = b""
-    with text_file(source) as (file, _):
-        while block := file.read(block_bytes):
-            window = tail + block
-            if MARKER.encode() in window:
-                return True
-            tail = window[-len(MARKER) + 1 :]
-    return False
+    window = head
+    while MARKER.encode() not in window:
+        block = file.read(block_bytes)
+        if not block:
+            return False
+        window = window[-len(MARKER) + 1 :] + block
+    return True
 
 
 def separator_of(sources: Iterable[Source]) -> str:
