@@ -139,8 +139,8 @@ def texts_of_folder(given: Path | None, ladder: Ladder, names: list[str]) -> dic
             raise DataError(f"no text for stage {name} in {folder}{left_out}. " + WHERE_FROM.format(folder=folder))
         if not found.files:
             raise DataError(
-                f"no text for stage {name} in {folder}{left_out}; put {', '.join(SUFFIXES)} files into "
-                f"{folder / name}, or prepare another stage alone with --stage"
+                f"no text for stage {name} in {folder}{left_out}; put files into {folder / name} "
+                f"({' '.join(SUFFIXES)}), or prepare another stage alone with --stage"
             )
         texts[name] = text_of_files(found.files, ladder.corpus, found)
     return texts

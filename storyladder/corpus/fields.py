@@ -74,6 +74,11 @@ class Reading:
     files: int = 0
     stories: int = 0
 
+    def restart(self) -> None:
+        """Forget what was found out; all is read once more."""
+        self.files = self.stories = 0
+        self.found.clear()
+
 
 class NoStory(ValueError):
     """Why a record holds no story. The caller adds where it stands."""

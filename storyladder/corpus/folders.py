@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import os
 import re
@@ -42,8 +41,8 @@ class Found:
 
     def lines(self) -> Iterator[str]:
         """What is to be said about them, a line each."""
-        names = (os.path.relpath(path, self.root) for path in self.files)
-        yield f"reads {counted(len(self.files), 'file')} of {self.root}: {listed(names, len(self.files))}"
+        names = [str(path)[len(str(self.root)) + 1 :] for path in self.files]
+        yield f"reads {counted(len(names), 'file')} of {self.root}: {listed(names)}"
         if self.left_out:
             yield f"does not read {self.left_out_words()}"
 
@@ -52,12 +51,11 @@ class Found:
         return "; ".join(f"{listed(names)} ({reason})" for reason, names in self.left_out.items())
 
 
-def listed(names: Iterable[str], number: int | None = None) -> str:
-    """The first names of a list, and how many more of the number there are."""
-    names = iter(names) if number else list(names)
-    number = number or len(names)
-    more = [f"and {number - _NAMED:,} more"] if number > _NAMED else []
-    return ", ".join([*itertools.islice(names, _NAMED), *more])
+def listed(names: Iterable[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    names = list(names)
+    more = [f"and {len(names) - _NAMED:,} more"] if len(names) > _NAMED else []
+    return ", ".join([*names[:_NAMED], *more])
 
 
 def counted(number: int, noun: str) -> str:
@@ -98,11 +96,13 @@ def files_of(folder: Path, *, without: Iterable[str] = ()) -> Found:
 def _walk(folder: Path | str, without: frozenset[str], above: frozenset[str]) -> Iterator[os.DirEntry[str]]:
     """All files, sorted, and no folder within itself, however links lead."""
     place = os.path.realpath(folder)
+    if place in above:
+        return
     with contextlib.suppress(PermissionError):
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             if not entry.is_dir():
                 yield entry
-            elif place not in above and not entry.name.startswith(".") and _plain(entry.name) not in without:
+            elif not entry.name.startswith(".") and _plain(entry.name) not in without:
                 yield from _walk(entry.path, frozenset(), above | {place})
 
 

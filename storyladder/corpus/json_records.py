@@ -30,6 +30,7 @@ from storyladder.corpus.text_bytes import check_no_nul, decoded, lines_of, not_u
 from storyladder.runtime.errors import DataError
 
 _BLOCK_BYTES = 1 << 16  # what ijson is given at once
+_FIRST_LINE = 1 << 18  # bytes of it that are looked at
 _OUTLINED = 1_000  # keys of an object, and elements of an array in it, that are looked at to tell its shape
 _ID_KEYS = 20  # an object of so many texts is no record but a story under each key
 _JSON = json.JSONDecoder(parse_int=float)  # float() takes any length, int() refuses more than 4,300 digits
@@ -49,7 +50,7 @@ def json_records(source: Source, block_bytes: int, reading: Reading) -> Records:
     """Each record with its place. The first line decides: a whole value before further lines means a record a line."""
     with text_file(source) as (file, _):
         first = b""
-        while not first.strip() and (line := file.readline(text_bytes.MAX_STORY_BYTES + 1)):
+        while not first.strip() and (line := file.readline(_FIRST_LINE)):
             first = line
         more = any(line.strip() for line in iter(lambda: file.readline(_BLOCK_BYTES), b""))
     try:
@@ -306,7 +307,7 @@ def _needs(source: Source) -> tuple[bool, bool]:
     must_mend = long_numbers = False
     tail = b""
     with source.open() as file:
-        while data := file.read(_BLOCK_BYTES * 16):
+        while data := file.read(_BLOCK_BYTES * 2):
             block = tail + data
             must_mend |= b"NaN" in block or b"Infinity" in block or _SURROGATE.search(block) is not None
             # A long run of digits has two of them among every 2,000th byte; looking at all takes as long as parsing.

@@ -35,6 +35,7 @@ _MOST_WORKERS = 4  # more would wait for the one thread that reads and cleans, a
 _VAL_SHARE_OF_LIMIT = 0.1  # --limit-mb N: at most N of text for training and a tenth of it for validation
 _MOST_SOURCES = 100  # names in a sidecar
 _HASHES = 2**64
+_MANY_FILES = 1_000  # so many have a progress bar of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def text_of_files(files: list[Path], corpus: CorpusConfig | None = None, found: 
 
 
 def _stories_of(files: list[Path], reading: Reading) -> Iterator[str]:
-    for path in files:
+    for path in tqdm(files, unit="file", position=1, leave=False, disable=None if len(files) >= _MANY_FILES else True):
         reading.files += 1
         for story in read_stories(path, reading):
             reading.stories += 1
@@ -162,6 +163,8 @@ class _Job:
 
     def stories(self) -> Iterator[tuple[Path, str]]:
         """Cleaned stories, each with the file that it belongs to, until the limits are reached."""
+        if self.text.reading:
+            self.text.reading.restart()
         yield from self._kept(self.text.train(), self.train_path, None if self.text.val else self.val_path)
         if self.text.val:
             yield from self._kept(self.text.val(), self.val_path, None)
