@@ -404,6 +404,7 @@ def field_taken(path, **options):
         ({"story": 7, "text": "t"}, "text"),  # a number of the story
         ({"story": None, "content": "c"}, "content"),
         ({"meta": {"text": "m"}, "body": "b"}, "body"),
+        ({"text": None, "data": {"story": "s"}}, "data.story"),
         ({"data": {"attributes": {"story": "s"}}}, "data.attributes.story"),
         ({"title": "A very long title", "url": "x", "conte": "Il"}, "conte"),
         ({"a": "short", "b": "by far the longest text of all"}, "b"),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from storyladder.corpus.readers import SUFFIXES, is_readable
+from storyladder.corpus.readers import is_readable
 from storyladder.runtime.errors import DataError
 
 _FOLDER_NAMES = {
@@ -26,6 +26,7 @@ _FILE_NAMES = {
 _PART_NAME = re.compile(r"(.+)\.first-(\d+)-bytes(\.[^.]+)")  # the beginning of a file, as sources.py names it
 _VAL_NAME = re.compile(r"(^|[-_.])(val|valid|validation|test|dev|eval)([-_.]|$)", re.IGNORECASE)
 _NOTES = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|changes|citation|requirements|sources)\b.*", re.I)
+_ARCHIVE = re.compile(r"\.(tar|tgz|7z|rar)(\.\w+)?$")
 _NOTES_OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _OURS = (".bin", ".bin.json", ".part", ".partial", ".lock")  # token files and what is not finished
 _NAMED = 5  # of a list of names; the others are counted
@@ -39,10 +40,13 @@ class Found:
     files: list[Path]
     left_out: dict[str, list[str]]
 
+    def names(self, files: list[Path]) -> list[str]:
+        """Their names below the folder."""
+        return [str(path)[len(str(self.root)) + 1 :] for path in files]
+
     def lines(self) -> Iterator[str]:
         """What is to be said about them, a line each."""
-        names = [str(path)[len(str(self.root)) + 1 :] for path in self.files]
-        yield f"reads {counted(len(names), 'file')} of {self.root}: {listed(names)}"
+        yield f"reads {counted(len(self.files), 'file')} of {self.root}: {listed(self.names(self.files))}"
         if self.left_out:
             yield f"does not read {self.left_out_words()}"
 
@@ -120,7 +124,7 @@ def _why_not(entry: os.DirEntry[str]) -> str:
     if name.endswith(_OURS):
         return ""
     if not is_readable(name):
-        return f"none of {' '.join(SUFFIXES)}"
+        return "an archive; unpack it there" if _ARCHIVE.search(name) else "not of a kind that is read"
     if _NOTES.fullmatch(name) or name in _NOTES_OF_DATASETS:
         return "notes by its name"
     return _why_not_open(entry)

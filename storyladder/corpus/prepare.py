@@ -70,6 +70,7 @@ def text_of_files(files: list[Path], corpus: CorpusConfig | None = None, found: 
     known_size = not any(kind_of_file(path.name) in (".parquet", ".arrow") or path.suffix in PACKED for path in files)
     chosen = f"{corpus.val_percent:g}% of the stories, chosen by a hash of their text"
     names = [path.name for path in files]
+    for_val = found.names(val) if found else [path.name for path in val]
     return StageText(
         train=lambda: _stories_of(train, reading),
         val=(lambda: _stories_of(val, reading)) if val else None,
@@ -77,7 +78,7 @@ def text_of_files(files: list[Path], corpus: CorpusConfig | None = None, found: 
         bytes=sum(path.stat().st_size for path in files) if known_size else None,
         said_before=(
             *(found.lines() if found else ()),
-            f"takes for validation {listed(path.name for path in val) + ', by name' if val else chosen}",
+            f"takes for validation {listed(for_val) + ', by name' if val else chosen}",
         ),
         reading=reading,
     )
