@@ -3,8 +3,8 @@
 python prepare_data.py --sample            the bundled sample stories; no network
 python prepare_data.py --download          the three real corpora, 7.4 GB; goes on where it was interrupted
 python prepare_data.py --download --limit-mb 100         a part of each
-python prepare_data.py --from DIR          stories that are here already: .txt .json .jsonl .parquet,
-                                           in DIR/tiny, DIR/children and DIR/simple or under their original names
+python prepare_data.py --from DIR          stories that are here already: .txt .json .jsonl .csv .parquet .arrow, packed
+                                           or not, in DIR/tiny, DIR/children and DIR/simple or under their own names
 python prepare_data.py --stage children    one stage only
 python prepare_data.py                     whatever lies in data/raw
 """
@@ -12,12 +12,13 @@ python prepare_data.py                     whatever lies in data/raw
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from storyladder.command_line import Parser, load_ladder, positive_number
 from storyladder.runtime.errors import DataError, user_errors
-from storyladder.settings import STAGE_NAMES, Ladder
+from storyladder.settings import STAGE_NAMES, STORY_SEPARATORS, Ladder
 
 if TYPE_CHECKING:
     from storyladder.corpus.prepare import StageText
@@ -41,6 +42,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--limit-mb", type=positive_number, metavar="N", help="stop after N MB of training text in each stage"
     )
+    parser.add_argument(
+        "--story-separator", choices=STORY_SEPARATORS, help="what separates the stories of .txt files; auto: found out"
+    )
+    parser.add_argument("--story-field", metavar="NAME", help="the field or column that holds the story")
     return parser.parse(argv)
 
 
@@ -49,6 +54,13 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         flags = arguments(argv)
         ladder = load_ladder(flags.config, flags.preset)
+        corpus = dataclasses.replace(
+            ladder.corpus,
+            story_separator=flags.story_separator or ladder.corpus.story_separator,
+            story_field=flags.story_field or ladder.corpus.story_field,
+        )
+        ladder = dataclasses.replace(ladder, corpus=corpus)
+        from storyladder.corpus.folders import counted
         from storyladder.corpus.prepare import MB, build_token_files
         from storyladder.corpus.tokenizer import gpt2_tokenizer
         from storyladder.runtime.lock import locked
@@ -60,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             texts = stage_texts(flags, ladder, limit_bytes, stop)
             for name, text in texts.items():
                 stage = ladder.stage(name)
+                print(*(f"{name} {line}" for line in text.said_before), sep="\n", end="\n" if text.said_before else "")
                 built = build_token_files(
                     text,
                     train_path=folder / stage.train_file,
@@ -69,10 +82,12 @@ def main(argv: list[str] | None = None) -> None:
                     limit_bytes=limit_bytes,
                     check_stop=stop.check,
                 )
+                for line in text.said_after():
+                    print(f"{name}: {line}")
                 for path, sidecar in built.items():
                     cleaned = ", ".join(f"{action} {count:,}" for action, count in sorted(sidecar.cleaning.items()))
                     print(
-                        f"{path}: {sidecar.stories:,} stories, {sidecar.text_bytes / MB:,.1f} MB of text, "
+                        f"{path}: {counted(sidecar.stories, 'story')}, {sidecar.text_bytes / MB:,.1f} MB of text, "
                         f"{sidecar.tokens:,} tokens" + (f" ({cleaned})" if cleaned else ""),
                         flush=True,
                     )
@@ -103,29 +118,32 @@ def stage_texts(
         except KeyboardInterrupt:
             stop.check()  # knows which signal it was
             raise
-        texts[name] = text_of_files(files)
+        texts[name] = text_of_files(files, ladder.corpus)
     return texts
 
 
 def texts_of_folder(given: Path | None, ladder: Ladder, names: list[str]) -> dict[str, StageText]:
     """The text of every stage in a folder, or in data/raw where none was given."""
-    from storyladder.corpus.prepare import find_stage_files, text_of_files
+    from storyladder.corpus.folders import stage_files
+    from storyladder.corpus.prepare import text_of_files
+    from storyladder.corpus.readers import SUFFIXES
 
     folder = given or ladder.raw_folder
-    found = {}
+    texts = {}
     if given is None and not any(folder.glob("**/*.*")):
         raise DataError(WHERE_FROM.format(folder=folder))
     for name in names:
-        files = find_stage_files(folder, name, only_stage=len(names) == 1)
-        if not files and given is None:
-            raise DataError(f"no text for stage {name} in {folder}. " + WHERE_FROM.format(folder=folder))
-        if not files:
+        found = stage_files(folder, name, only_stage=len(names) == 1)
+        left_out = f" (not read: {found.left_out_words()})" if found.left_out else ""
+        if not found.files and given is None:
+            raise DataError(f"no text for stage {name} in {folder}{left_out}. " + WHERE_FROM.format(folder=folder))
+        if not found.files:
             raise DataError(
-                f"no text for stage {name} in {folder}; put .txt, .json, .jsonl or .parquet files into "
-                f"{folder / name}, or prepare another stage alone with --stage"
+                f"no text for stage {name} in {folder}{left_out}; put files into {folder / name} "
+                f"({' '.join(SUFFIXES)}), or prepare another stage alone with --stage"
             )
-        found[name] = text_of_files(files)
-    return found
+        texts[name] = text_of_files(found.files, ladder.corpus, found)
+    return texts
 
 
 if __name__ == "__main__":

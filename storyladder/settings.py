@@ -27,6 +27,7 @@ else:
 
 PROJECT = Path(__file__).resolve().parents[1]
 STAGE_NAMES = ("tiny", "children", "simple")
+STORY_SEPARATORS = ("auto", "endoftext", "blank-line", "line", "file")
 DEFAULT_PRESET = "default"
 _RAW = "raw"
 
@@ -152,6 +153,8 @@ class CorpusConfig:
     cleaning: CleaningConfig = CleaningConfig()
     val_percent: float = 1.0  # of the stories, chosen by a hash of their text, where a corpus has no validation file
     sample_stories: int = 20_000  # stories a stage in the bundled sample corpus
+    story_separator: str = "auto"  # what separates the stories of a .txt: auto, endoftext, blank-line, line or file
+    story_field: str | None = None  # the field or column that holds the story; None: found by its name
 
 
 @settings
@@ -308,6 +311,8 @@ def _field_problems(part: object) -> Iterator[str]:
         kind = hints[field.name]
         if not _is_of_type(value, kind):
             yield f"{field.name} is {value!r}; expected {_type_words(kind)}, for example {_example(field, kind)}"
+        elif field.name == "story_separator" and value not in STORY_SEPARATORS:
+            yield f"{field.name} is {value!r}{nearest(str(value), STORY_SEPARATORS)}"
         elif field.name in _LIMITS and value is not None:
             low, high = _LIMITS[field.name]
             if not low <= value <= high:  # also true of NaN

@@ -54,12 +54,31 @@ def test_text_that_was_misread_twice_is_repaired():
     assert cleaned(once.encode().decode("cp1252"))[0] == "\u201cIt\u2019s caf\u00e9\u201c"
 
 
+@pytest.mark.parametrize("text", ["don\u2019t stop", "caf\u00e9", "\u201cHi,\u201d he said"])
+def test_utf8_that_was_read_as_mac_roman_is_repaired(text):
+    assert cleaned(text.encode().decode("mac-roman")) == (text, {"repaired mojibake": 1})
+
+
+def test_a_word_of_mojibake_among_honest_ones_is_repaired_and_they_stay():
+    assert cleaned("The ch\u00e2teau\u2019s caf\u00c3\u00a9 \u2013 \u201cna\u00efve\u201d") == (
+        "The ch\u00e2teau\u2019s caf\u00e9 \u2013 \u201cna\u00efve\u201d",
+        {"repaired mojibake": 1},
+    )
+
+
+@pytest.mark.parametrize("text", ["\ufb01sh \uff21", "\u201cit\u2019s\u201d \u2026", "&amp; \x1b[0m &lt;"])
+def test_of_what_ftfy_can_do_only_mojibake_is_asked_for(text):
+    story, counts = cleaned(f"\u00e2 {text} na\u00efve caf\u00c3\u00a9", ascii_punctuation=False)
+    assert story == f"\u00e2 {text} na\u00efve caf\u00e9".replace("\x1b", "") and "repaired mojibake" in counts
+
+
 def test_an_emoji_that_was_misread_is_repaired():
     assert cleaned("Hi \U0001f600.".encode().decode("latin-1"))[0] == "Hi \U0001f600."
 
 
 def test_stray_windows_1252_bytes_become_what_they_mean_there():
-    assert cleaned("It\x92s \x93big\x94.\x81") == ("It\u2019s \u201cbig\u201d.", {"repaired mojibake": 1})
+    assert cleaned("It\x92s \x93big\x94.") == ("It\u2019s \u201cbig\u201d.", {"repaired mojibake": 1})
+    assert cleaned("big\x81.") == ("big.", {"removed invisible characters": 1}), "which means nothing there"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +119,7 @@ def test_no_character_of_the_fast_path_would_be_changed_by_a_repair():
         assert not cleaning._is_harmless(slow)
         assert cleaned(slow) == (slow, {})
         assert unicodedata.normalize("NFC", f"a{char}") == f"a{char}"
-    assert not cleaning._HARMLESS & set("\u00c2\u00c3\u00c5\u00e2\u00ef\u00f0")
+    assert not cleaning._HARMLESS & set("\u00c2\u00c3\u00c5\u00e2\u00ef\u00f0\u201a")
 
 
 def test_lone_surrogates_are_replaced_even_when_repairs_are_off_because_they_cannot_be_encoded():
@@ -144,6 +163,21 @@ def test_markup_goes_and_entities_become_text_when_asked():
 def test_what_only_looks_like_markup_stays():
     text = "I <3 you, 1 < 2 > 0, Q&A, AT&T; &nosuch; <Tom> <|endoftext|> &lt;b&gt;"
     assert cleaned(text, strip_markup=True)[0] == text.replace("&lt;b&gt;", "<b>")
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("<p>One</p><p>Two</p>", "One\n\nTwo"),
+        ("<P CLASS=x>One<BR>Two <!-- a <b> --> end", "One\nTwo  end"),
+        ("a <script>if (1 < 2) {}</script>b<style>p {}</style>c", "a bc"),
+        ("<a href='x>y'>Tom</a> ran &mdash; far", "Tom ran \u2014 far"),
+        ("I love you <b and then a long story", "I love you <b and then a long story"),
+        ("a < b &amp; c > d <Tom says> x", "a < b & c > d <Tom says> x"),
+    ],
+)
+def test_markup_is_read_as_a_browser_does_and_text_is_never_lost(html, text):
+    assert cleaned(html, strip_markup=True)[0] == text
 
 
 def test_the_separator_inside_a_story_stays_ordinary_text():

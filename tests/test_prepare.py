@@ -22,7 +22,8 @@ import pytest
 from running import ENVIRONMENT, command, edited_config, refusal, run_script
 
 from storyladder.corpus import prepare
-from storyladder.corpus.prepare import StageText, build_token_files, find_stage_files, sample_text, text_of_files
+from storyladder.corpus.folders import stage_files
+from storyladder.corpus.prepare import StageText, build_token_files, sample_text, text_of_files
 from storyladder.corpus.sample_stories import sample_stories
 from storyladder.corpus.token_file import Sidecar, open_token_file
 from storyladder.corpus.tokenizer import EOT, Tokenizer, gpt2_tokenizer
@@ -243,7 +244,7 @@ def test_a_fault_in_the_middle_of_the_text_leaves_no_file_and_the_old_pair_whole
 
 
 def found(folder: Path, stage: str, *, only_stage: bool = False) -> list[str]:
-    return [str(path.relative_to(folder)) for path in find_stage_files(folder, stage, only_stage=only_stage)]
+    return [str(path.relative_to(folder)) for path in stage_files(folder, stage, only_stage=only_stage).files]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +276,7 @@ def test_files_of_any_name_belong_to_the_one_stage_that_was_asked_for(tmp_path: 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no folder .*nowhere; give the folder .* with --from DIR"):
-        find_stage_files(tmp_path / "nowhere", "tiny", only_stage=False)
+        stage_files(tmp_path / "nowhere", "tiny", only_stage=False)
 
 
 def sides(folder: Path, **contents: str) -> tuple[list[str], list[str] | None, list[str]]:
@@ -298,7 +299,7 @@ def test_words_that_only_contain_val_test_or_dev_are_for_training(tmp_path: Path
 
 
 def test_validation_text_alone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^a-val\.txt: only validation text; a training file is missing$"):
+    with pytest.raises(DataError, match=r"^a-val\.txt: only validation text, by its name; a training file"):
         sides(tmp_path, **{"a-val.txt": "Two."})
 
 
@@ -338,11 +339,16 @@ def config(tmp_path: Path) -> Path:
     )
 
 
-def prepared(config: Path, *flags: object) -> list[str]:
+def said(config: Path, *flags: object) -> list[str]:
     """The lines that a preparation printed."""
     done = run_script("prepare_data.py", "--config", config, *flags)
     assert done.returncode == 0 and done.stderr == "", done
     return done.stdout.splitlines()
+
+
+def prepared(config: Path, *flags: object) -> list[str]:
+    """Those about token files."""
+    return [line for line in said(config, *flags) if ".bin: " in line]
 
 
 def test_the_samples_make_six_token_files_and_a_line_for_each(tmp_path: Path, config: Path) -> None:
@@ -360,7 +366,7 @@ def test_the_samples_make_six_token_files_and_a_line_for_each(tmp_path: Path, co
         assert sidecar.sources == ["bundled sample stories"]
     assert stories_in(data / "val_ch.bin") == list(sample_stories("children", 20, seed=1))
     before = bytes_of(data)
-    assert prepared(config, "--sample") == lines and bytes_of(data) == before, "twice the same bytes"
+    assert said(config, "--sample") == lines and bytes_of(data) == before, "twice the same bytes; nothing else is said"
 
 
 def test_one_stage_and_another_preset_write_where_they_belong(tmp_path: Path, config: Path) -> None:
@@ -402,6 +408,112 @@ def test_a_folder_with_the_three_formats_makes_six_token_files(tmp_path: Path, c
     assert stories_in(data / "val_simp.bin") == list(sample_stories("simple", 40, seed=1))
 
 
+def written(folder: Path, **contents: str) -> Path:
+    """The folder, with files in its subfolder `tiny`; `__` in a name is its dot."""
+    for name, content in contents.items():
+        path = folder / "tiny" / name.replace("__", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+    return folder
+
+
+TALE = "Tale number {0} begins.\n\nA fox found a key.\n\nThe end of {0}."
+
+
+def test_what_is_read_and_why_is_said_in_a_line_each(tmp_path: Path, config: Path) -> None:
+    folder = written(tmp_path / "in", README__txt="Notes.", map__png="x", a_valid__jsonl='{"text": "Val."}\n' * 2)
+    written(folder, a__csv='id,text\n1,"One, two."\n2,Three.\n', b__txt="Four.\n<|endoftext|>\nFive.\n")
+    (folder / "tiny" / "gone.txt").symlink_to("/nowhere/gone.txt")
+    lines = said(config, "--stage", "tiny", "--from", folder)
+    assert lines[:4] == [
+        f"tiny reads 3 files of {folder / 'tiny'}: a.csv, a_valid.jsonl, b.txt",
+        "tiny does not read README.txt (notes by its name); gone.txt (a link to /nowhere/gone.txt, which is not there)"
+        "; map.png (not of a kind that is read)",
+        "tiny takes for validation a_valid.jsonl, by name",
+        "tiny: 6 stories from 3 files: in field 'text' (the first that is there of story, text, content, body and so "
+        "on), 2 files; between <|endoftext|> markers, 1 file",
+    ]
+    assert [line.split(": ")[1].split(",")[0] for line in lines[4:]] == ["4 stories", "2 stories"]
+
+
+def test_a_folder_of_tales_is_a_story_a_file(tmp_path: Path, config: Path) -> None:
+    folder = written(tmp_path / "in", **{f"tale_{i:02d}__txt": TALE.format(i) for i in range(40)})
+    lines = said(config, "--stage", "tiny", "--from", folder)
+    assert lines[2].startswith("tiny: 40 stories from 40 files: one story per file (otherwise: --story-separator")
+    train, val = (stories_in(tmp_path / "data" / name) for name in ("train.bin", "val.bin"))
+    assert sorted(train + val) == sorted(TALE.format(i) for i in range(40)) and val
+    lines = said(config, "--stage", "tiny", "--from", folder, "--story-separator", "blank-line")
+    assert lines[2] == "tiny: 120 stories from 40 files: between blank lines (as you asked)"
+
+
+def test_tales_that_end_in_a_marker_and_few_files_and_large_ones_are_no_story_a_file(tmp_path: Path) -> None:
+    def count(**contents: str) -> int:
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        files = sorted((written(folder, **contents) / "tiny").iterdir())
+        return len(list(text_of_files(files).train()))
+
+    assert count(**{f"t{i}__txt": f"{TALE.format(i)}\n<|endoftext|>\nMore.\n" for i in range(12)}) == 24
+    assert count(**{f"t{i}__txt": TALE.format(i) for i in range(9)}) == 27
+    assert count(**{f"t{i}__txt": f"{TALE.format(i)}\n\n" * 1500 for i in range(12)}) == 12 * 1500 * 3
+
+
+def test_a_small_file_of_lines_is_a_story_a_line_for_validation_too(tmp_path: Path, config: Path) -> None:
+    lines = [f'Story {i} begins. "Is it yours?" asked a voice.' for i in range(120)]
+    folder = written(tmp_path / "in", stories__txt="\n".join(lines), valid__txt="\n".join(lines[:4]))
+    assert said(config, "--stage", "tiny", "--from", folder)[2].startswith(
+        "tiny: 124 stories from 2 files: one story per line"
+    )
+
+
+@pytest.mark.parametrize("number", [2, 20, 60])
+def test_a_small_sound_corpus_has_a_validation_story_and_loses_none(tmp_path: Path, number: int) -> None:
+    stories = [f"Small story number {i}." for i in range(number)]
+    assert not any(prepare._hash(story) < 0.01 * 2**64 for story in stories), "none by chance"
+    train, val = build(tmp_path, text_of([*stories, " \n"]))
+    assert (train.stories, val.stories) == (number - 1, 1)
+    assert sorted(stories_in(tmp_path / "train.bin") + stories_in(tmp_path / "val.bin")) == sorted(stories)
+    assert train.cleaning["dropped empty"] == 1, "counted once"
+
+
+def test_one_story_without_separators_is_told_with_the_way_out(tmp_path: Path, config: Path) -> None:
+    wrapped = "Once there was a fox who lived\nin the deep dark wood and had\nneither friends nor a\nwarm coat.\n" * 10
+    folder = written(tmp_path / "in", book__txt=wrapped)
+    done = run_script("prepare_data.py", "--config", config, "--stage", "tiny", "--from", folder)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: no story for val.bin in book.txt; 1 story from 1 file: between blank lines (no <|endoftext|> there; "
+        "otherwise: --story-separator line or file). Give more text, or say what separates the stories: "
+        "--story-separator line\n"
+    )
+    prepared(config, "--stage", "tiny", "--from", folder, "--story-separator", "line")
+
+
+def test_the_field_that_was_asked_for_is_read(tmp_path: Path, config: Path) -> None:
+    rows = "\n".join(json.dumps({"text": f"a prompt {i}", "blurb": f"Story {i}."}) for i in range(300))
+    folder = written(tmp_path / "in", a__jsonl=rows)
+    lines = said(config, "--stage", "tiny", "--from", folder, "--story-field", "blurb")
+    assert lines[2] == "tiny: 300 stories from 1 file: in field 'blurb' (as you asked)"
+    assert stories_in(tmp_path / "data" / "train.bin")[0] == "Story 0."
+
+
+def test_what_a_folder_without_stories_holds_is_named(tmp_path: Path, config: Path) -> None:
+    folder = written(tmp_path / "in", dataset_info__json="{}", tales__docx="x")
+    told = refusal("prepare_data.py", "--config", config, "--stage", "tiny", "--from", folder)
+    assert "(not read: dataset_info.json (notes by its name); tales.docx (not of a kind" in told
+
+
+def test_work_grows_with_the_number_of_files_and_not_with_its_square(tmp_path: Path) -> None:
+    folder = (
+        written(tmp_path, **{f"{i:05d}{'_val' if i % 5 == 0 else ''}__txt": f"Tale {i}." for i in range(4000)}) / "tiny"
+    )
+    start = time.process_time()
+    found_files = stage_files(tmp_path, "tiny", only_stage=True)
+    text = text_of_files(found_files.files, None, found_files)
+    assert text.val is not None and (len(list(text.train())), len(list(text.val()))) == (3200, 800)
+    assert time.process_time() - start < 10, "half a second; in squares it is minutes"
+    assert len(text.names) == 101 and text.names[-1] == "3,900 more" and folder.is_dir()
+
+
 def test_without_a_flag_the_raw_folder_is_read(tmp_path: Path, config: Path, texts: Path) -> None:
     (tmp_path / "data").mkdir()
     texts.rename(tmp_path / "data" / "raw")
@@ -420,8 +532,8 @@ def test_with_nothing_there_the_three_choices_are_named(tmp_path: Path, config: 
 def test_a_stage_without_text_is_told_before_any_other_is_prepared(tmp_path: Path, config: Path, texts: Path) -> None:
     (texts / "Children-Stories-0-Final.json").unlink()
     assert refusal("prepare_data.py", "--config", config, "--from", texts) == (
-        f"error: no text for stage children in {texts}; put .txt, .json, .jsonl or .parquet files into "
-        f"{texts / 'children'}, or prepare another stage alone with --stage\n"
+        f"error: no text for stage children in {texts}; put files into {texts / 'children'} (.txt .json .jsonl .ndjson "
+        ".csv .tsv .parquet .arrow .feather .gz .bz2 .xz .zst .zip), or prepare another stage alone with --stage\n"
     )
     assert names(tmp_path / "data") == {".prepare.lock"}
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,7 +19,10 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from storyladder.corpus.cleaning import clean_story
-from storyladder.corpus.readers import read_stories, story_files
+from storyladder.corpus.fields import Reading
+from storyladder.corpus.folders import Found, counted, listed, split_by_name, without_repeats
+from storyladder.corpus.opening import PACKED, Source, kind_of_file
+from storyladder.corpus.readers import read_stories, separator_of
 from storyladder.corpus.sample_stories import sample_stories
 from storyladder.corpus.token_file import Sidecar, TokenWriter
 from storyladder.corpus.tokenizer import Tokenizer
@@ -32,18 +33,9 @@ MB = 1_000_000
 _BUNDLE_CHARS = 1 << 22  # of stories that are encoded together
 _MOST_WORKERS = 4  # more would wait for the one thread that reads and cleans, and hold a bundle each
 _VAL_SHARE_OF_LIMIT = 0.1  # --limit-mb N: at most N of text for training and a tenth of it for validation
-_PART_NAME = re.compile(r"(.+)\.first-(\d+)-bytes(\.[^.]+)")  # the beginning of a file, as sources.py names it
-_VAL_NAME = re.compile(r"(^|[-_.])(val|valid|validation|test|dev)([-_.]|$)", re.IGNORECASE)
-_FOLDER_NAMES = {
-    "tiny": ("tiny", "tinystories"),
-    "children": ("children", "children_stories"),
-    "simple": ("simple", "simple_stories", "simplestories"),
-}
-_FILE_NAMES = {
-    "tiny": re.compile(r"TinyStories.*\.(txt|jsonl?|parquet)", re.IGNORECASE),
-    "children": re.compile(r"Children-?Stories.*\.(txt|jsonl?|parquet)", re.IGNORECASE),
-    "simple": re.compile(r"(Simple-?_?Stories.*|(train|test)-\d+-of-\d+)\.(txt|jsonl?|parquet)", re.IGNORECASE),
-}
+_MOST_SOURCES = 100  # names in a sidecar
+_HASHES = 2**64
+_MANY_FILES = 1_000  # so many have a progress bar of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,49 +46,50 @@ class StageText:
     val: Callable[[], Iterable[str]] | None
     names: list[str]
     bytes: int | None = None  # for the progress bar; None: not known before reading
+    said_before: tuple[str, ...] = ()  # what is read, what is not, what is for validation
+    reading: Reading | None = None  # what was found out while reading
+
+    def said_after(self) -> list[str]:
+        """How many stories came from how many files, and how they were told apart."""
+        if self.reading is None or not self.reading.found:
+            return []
+        known = self.reading.found.most_common()
+        how = [f"{how}" + (f", {counted(files, 'file')}" if len(known) > 1 else "") for how, files in known]
+        return [
+            f"{counted(self.reading.stories, 'story')} from {counted(self.reading.files, 'file')}: {'; '.join(how)}"
+        ]
 
 
-def text_of_files(files: list[Path]) -> StageText:
-    """The stories of some files; names with val, valid, test or dev in them are for validation."""
-    files = _without_repeats(files)
-    val = [path for path in files if _VAL_NAME.search(path.stem)]
-    train = [path for path in files if path not in val]
-    if not train:
-        raise DataError(f"{', '.join(path.name for path in val)}: only validation text; a training file is missing")
-    known_size = all(path.suffix.lower() != ".parquet" for path in files)
+def text_of_files(files: list[Path], corpus: CorpusConfig | None = None, found: Found | None = None) -> StageText:
+    """The stories of some files; names with val, valid, test, dev or eval in them are for validation."""
+    corpus = corpus or CorpusConfig()
+    files = without_repeats(files)
+    train, val = split_by_name(files, found.root if found else None)
+    sources = [Source(path) for path in files]
+    reading = Reading(separator=corpus.story_separator, field=corpus.story_field, unmarked=separator_of(sources))
+    known_size = not any(kind_of_file(path.name) in (".parquet", ".arrow") or path.suffix in PACKED for path in files)
+    chosen = f"{corpus.val_percent:g}% of the stories, chosen by a hash of their text"
+    names = [path.name for path in files]
+    for_val = found.names(val) if found else [path.name for path in val]
     return StageText(
-        train=lambda: _stories_of(train),
-        val=(lambda: _stories_of(val)) if val else None,
-        names=[path.name for path in files],
+        train=lambda: _stories_of(train, reading),
+        val=(lambda: _stories_of(val, reading)) if val else None,
+        names=[*names[:_MOST_SOURCES], *([f"{len(names) - _MOST_SOURCES:,} more"] if names[_MOST_SOURCES:] else [])],
         bytes=sum(path.stat().st_size for path in files) if known_size else None,
+        said_before=(
+            *(found.lines() if found else ()),
+            f"takes for validation {listed(for_val) + ', by name' if val else chosen}",
+        ),
+        reading=reading,
     )
 
 
-def _without_repeats(files: list[Path]) -> list[Path]:
-    """Of a file and beginnings of it only the longest: nothing is read twice."""
-    longest: dict[Path, tuple[float, Path]] = {}
-    for path in files:
-        part = _PART_NAME.fullmatch(path.name)
-        whole, length = (path.with_name(part[1] + part[3]), int(part[2])) if part else (path, math.inf)
-        longest[whole] = max(longest.get(whole, (0, path)), (length, path))
-    return [path for _, path in longest.values()]
-
-
-def _stories_of(files: list[Path]) -> Iterator[str]:
-    for path in files:
-        yield from read_stories(path)
-
-
-def find_stage_files(folder: Path, stage: str, *, only_stage: bool) -> list[Path]:
-    """The text files of a stage: those in a subfolder of its name, else by name, else (for one stage alone) all."""
-    if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; give the folder that holds the stories with --from DIR")
-    for name in _FOLDER_NAMES[stage]:
-        if (folder / name).is_dir() and (found := story_files(folder / name)):
-            return found
-    files = story_files(folder)
-    named = [path for path in files if _FILE_NAMES[stage].fullmatch(path.name)]
-    return named or (files if only_stage else [])
+def _stories_of(files: list[Path], reading: Reading) -> Iterator[str]:
+    for path in tqdm(files, unit="file", position=1, leave=False, disable=None if len(files) >= _MANY_FILES else True):
+        reading.files += 1
+        for story in read_stories(path, reading):
+            reading.stories += 1
+            yield story
 
 
 def sample_text(stage: str, corpus: CorpusConfig) -> StageText:
@@ -121,67 +114,88 @@ def build_token_files(
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[Path, Sidecar]:
     """Write the training and the validation file of one stage. `check_stop` raises where a signal asks to leave."""
-    limits = {train_path: limit_bytes, val_path: limit_bytes and int(limit_bytes * _VAL_SHARE_OF_LIMIT)}
-    counts: dict[Path, collections.Counter[str]] = {path: collections.Counter() for path in limits}
-    sides: list[tuple[Callable[[], Iterable[str]], dict[str, Path]]] = [
-        (text.train, {"train": train_path} if text.val else {"train": train_path, "val": val_path})
-    ]
-    if text.val:
-        sides.append((text.val, {"val": val_path}))
-    with ExitStack() as stack:
-        writers = {path: stack.enter_context(TokenWriter(path, tokenizer.fingerprint)) for path in limits}
-        bar = stack.enter_context(
-            tqdm(total=text.bytes, unit="B", unit_scale=True, desc=train_path.name, leave=False, disable=None)
-        )
-        for read, targets in sides:
-            stories = _routed(read(), targets, corpus, counts, limits)
-            for path, (ids, n_stories, n_bytes) in _encoded(stories, tokenizer, workers or _cores()):
+    share = int(corpus.val_percent / 100 * _HASHES)
+    for _ in range(2):
+        job = _Job(text, train_path, val_path, corpus, limit_bytes, share)
+        with ExitStack() as stack:
+            writers = {path: stack.enter_context(TokenWriter(path, tokenizer.fingerprint)) for path in job.limits}
+            bar = stack.enter_context(
+                tqdm(total=text.bytes, unit="B", unit_scale=True, desc=train_path.name, leave=False, disable=None)
+            )
+            for path, (ids, n_stories, n_bytes) in _encoded(job.stories(), tokenizer, workers or _cores()):
                 writers[path].add(ids, stories=n_stories, text_bytes=n_bytes)
                 bar.update(n_bytes)
                 check_stop()
-        for path, writer in writers.items():
-            if not writer.stories:
-                raise DataError(f"no story for {path.name} in {', '.join(text.names)}; {_why_none(counts[path])}")
-        built = {path: writer.seal(sources=text.names, cleaning=counts[path]) for path, writer in writers.items()}
-        for writer in writers.values():
-            writer.publish()
-        return built
+            if not text.val and not writers[val_path].stories and writers[train_path].stories > 1:
+                share = job.smallest + 1  # few stories, and by chance none of them held back: once more with one
+                continue
+            for path, writer in writers.items():
+                if not writer.stories:
+                    raise DataError(f"no story for {path.name} in {listed(text.names)}; {_why_none(job, path)}")
+            built = {
+                path: writer.seal(sources=text.names, cleaning=job.counts[path]) for path, writer in writers.items()
+            }
+            for writer in writers.values():
+                writer.publish()
+            return built
+    raise AssertionError("a second pass has validation stories")
 
 
 def _cores() -> int:
     return min(os.cpu_count() or 1, _MOST_WORKERS)
 
 
-def _why_none(counts: collections.Counter[str]) -> str:
-    if counts:
-        return f"cleaning took them all ({dict(counts)}); loosen CleaningConfig in config.py"
-    return "give more text, or raise val_percent in config.py"
+@dataclasses.dataclass
+class _Job:
+    """One pass over the text of a stage: which story goes to which file, and what was done to it."""
+
+    text: StageText
+    train_path: Path
+    val_path: Path
+    corpus: CorpusConfig
+    limit_bytes: int | None
+    share: int  # of all hashes; stories below are for validation where there is no text of its own for that
+    smallest: int = _HASHES  # of the stories for training
+
+    def __post_init__(self) -> None:
+        val_limit = self.limit_bytes and int(self.limit_bytes * _VAL_SHARE_OF_LIMIT)
+        self.limits = {self.train_path: self.limit_bytes, self.val_path: val_limit}
+        self.counts: dict[Path, collections.Counter[str]] = {path: collections.Counter() for path in self.limits}
+
+    def stories(self) -> Iterator[tuple[Path, str]]:
+        """Cleaned stories, each with the file that it belongs to, until the limits are reached."""
+        if self.text.reading:
+            self.text.reading.restart()
+        yield from self._kept(self.text.train(), self.train_path, None if self.text.val else self.val_path)
+        if self.text.val:
+            yield from self._kept(self.text.val(), self.val_path, None)
+
+    def _kept(self, stories: Iterable[str], main: Path, other: Path | None) -> Iterator[tuple[Path, str]]:
+        limit, read = self.limits[main], 0
+        for story in stories:
+            if limit is not None and read >= limit:
+                return
+            number = _hash(story) if other else _HASHES
+            path = other if other and number < self.share else main
+            if (cleaned := clean_story(story, self.corpus.cleaning, self.counts[path])) is not None:
+                if path == main:
+                    read += _utf8_bytes(cleaned)
+                    self.smallest = min(self.smallest, number)
+                yield path, cleaned
 
 
-def _routed(
-    stories: Iterable[str],
-    targets: dict[str, Path],
-    corpus: CorpusConfig,
-    counts: dict[Path, collections.Counter[str]],
-    limits: dict[Path, int | None],
-) -> Iterator[tuple[Path, str]]:
-    """Cleaned stories, each with the file that it belongs to, until the limit of the first file is reached."""
-    main = next(iter(targets.values()))
-    limit, read = limits[main], 0
-    for story in stories:
-        if limit is not None and read >= limit:
-            return
-        for_val = len(targets) > 1 and _is_for_validation(story, corpus.val_percent)
-        path = targets["val"] if for_val else main
-        if (cleaned := clean_story(story, corpus.cleaning, counts[path])) is not None:
-            read += _utf8_bytes(cleaned) if path == main else 0
-            yield path, cleaned
-
-
-def _is_for_validation(story: str, percent: float) -> bool:
-    """By a hash of the text: the choice stays when stories are added, and a story told twice is on one side only."""
+def _hash(story: str) -> int:
+    """Below 2**64. The choice stays when stories are added, and a story told twice is on one side only."""
     digest = hashlib.sha256(story.strip().encode("utf-8", errors="replace")).digest()
-    return int.from_bytes(digest[:8], "big") < percent / 100 * 2**64
+    return int.from_bytes(digest[:8], "big")
+
+
+def _why_none(job: _Job, path: Path) -> str:
+    if counts := job.counts[path]:
+        return f"cleaning took them all ({dict(counts)}); loosen CleaningConfig in config.py"
+    if found := job.text.said_after():
+        return f"{found[0]}. Give more text, or say what separates the stories: --story-separator line"
+    return "give more text, or raise val_percent in config.py"
 
 
 Bundle = tuple[npt.NDArray[np.uint16], int, int]  # ids, stories, bytes of text

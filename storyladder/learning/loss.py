@@ -121,9 +121,8 @@ def entropy_(scores_RV: Tensor, targets_R: Tensor, log_unseen: float, gradient: 
     loss = log_unseen * (targets_R == scores_RV.size(1) - 1).sum(dtype=wide_RV.dtype)
     loss = loss - wide_RV.gather(1, targets_R1).sum()
     if gradient:
-        wide_RV.exp_()[torch.arange(len(wide_RV), device=wide_RV.device), targets_R] -= (
-            1  # scatter_add_ has no fixed order
-        )
+        rows_R = torch.arange(len(wide_RV), device=wide_RV.device)
+        wide_RV.exp_()[rows_R, targets_R] -= 1.0  # scatter_add_ adds in no fixed order on a GPU
         if wide_RV is not scores_RV:
             scores_RV.copy_(wide_RV)
     return loss

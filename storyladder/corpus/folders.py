@@ -1,0 +1,163 @@
+"""Which files of a folder are read, which of them for validation, which are not read, and why: nothing in silence."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from storyladder.corpus.readers import is_readable
+from storyladder.runtime.errors import DataError
+
+_FOLDER_NAMES = {
+    "tiny": ("tiny", "tinystories"),
+    "children": ("children", "children_stories"),
+    "simple": ("simple", "simple_stories", "simplestories"),
+}
+_FILE_NAMES = {
+    "tiny": re.compile(r"TinyStories.*", re.IGNORECASE),
+    "children": re.compile(r"Children-?Stories.*", re.IGNORECASE),
+    "simple": re.compile(r"Simple-?_?Stories.*|(train|test)-\d+-of-\d+\..*", re.IGNORECASE),
+}
+_PART_NAME = re.compile(r"(.+)\.first-(\d+)-bytes(\.[^.]+)")  # the beginning of a file, as sources.py names it
+_VAL_NAME = re.compile(r"(^|[-_.])(val|valid|validation|test|dev|eval)([-_.]|$)", re.IGNORECASE)
+_NOTES = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|changes|citation|requirements|sources)\b.*", re.I)
+_ARCHIVE = re.compile(r"\.(tar|tgz|7z|rar)(\.\w+)?$")
+_NOTES_OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_OURS = (".bin", ".bin.json", ".part", ".partial", ".lock")  # token files and what is not finished
+_NAMED = 5  # of a list of names; the others are counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The files of a folder that are read, sorted, and what is not read: names by reason."""
+
+    root: Path
+    files: list[Path]
+    left_out: dict[str, list[str]]
+
+    def names(self, files: list[Path]) -> list[str]:
+        """Their names below the folder."""
+        return [str(path)[len(str(self.root)) + 1 :] for path in files]
+
+    def lines(self) -> Iterator[str]:
+        """What is to be said about them, a line each."""
+        yield f"reads {counted(len(self.files), 'file')} of {self.root}: {listed(self.names(self.files))}"
+        if self.left_out:
+            yield f"does not read {self.left_out_words()}"
+
+    def left_out_words(self) -> str:
+        """Names and reasons: a.pdf, b.pdf (no text); c.txt (empty)."""
+        return "; ".join(f"{listed(names)} ({reason})" for reason, names in self.left_out.items())
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names of a list, and how many more there are."""
+    names = list(names)
+    more = [f"and {len(names) - _NAMED:,} more"] if len(names) > _NAMED else []
+    return ", ".join([*names[:_NAMED], *more])
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 story`, `2 stories`, `1,000 files`."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def stage_files(folder: Path, stage: str, *, only_stage: bool) -> Found:
+    """The text files of a stage: those in a subfolder of its name, else by name, else (for one stage alone) all."""
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}; give the folder that holds the stories with --from DIR")
+    folders = {_plain(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    looked = [files_of(folders[name]) for name in _FOLDER_NAMES[stage] if name in folders]
+    for found in looked:
+        if found.files:
+            return found
+    others = {name for names in _FOLDER_NAMES.values() for name in names}
+    found = files_of(folder, without=others)
+    if named := [path for path in found.files if _FILE_NAMES[stage].fullmatch(path.name)]:
+        return dataclasses.replace(found, files=named, left_out=found.left_out if only_stage else {})
+    if only_stage and found.files:
+        return found
+    return looked[0] if looked and looked[0].left_out else dataclasses.replace(found, files=[])
+
+
+def files_of(folder: Path, *, without: Iterable[str] = ()) -> Found:
+    """Every file that can be read in a folder and in its subfolders, except those named `without`."""
+    found = Found(folder, [], {})
+    for entry in _walk(folder, frozenset(without), frozenset()):
+        if reason := _why_not(entry):
+            found.left_out.setdefault(reason, []).append(os.path.relpath(entry.path, folder))
+        elif not entry.name.lower().endswith(_OURS):
+            found.files.append(Path(entry.path))
+    return found
+
+
+def _walk(folder: Path | str, without: frozenset[str], above: frozenset[str]) -> Iterator[os.DirEntry[str]]:
+    """All files, sorted, and no folder within itself, however links lead."""
+    place = os.path.realpath(folder)
+    if place in above:
+        return
+    with contextlib.suppress(PermissionError):
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if not entry.is_dir():
+                yield entry
+            elif not entry.name.startswith(".") and _plain(entry.name) not in without:
+                yield from _walk(entry.path, frozenset(), above | {place})
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _why_not(entry: os.DirEntry[str]) -> str:
+    """Why a file is not read; empty where it is, or where it is no text but a token file of ours."""
+    name = entry.name.lower()
+    if entry.is_symlink() and not os.path.exists(entry.path):
+        return f"a link to {os.readlink(entry.path)}, which is not there"
+    if name.startswith("."):
+        return "hidden"
+    if name.endswith(_OURS):
+        return ""
+    if not is_readable(name):
+        return "an archive; unpack it there" if _ARCHIVE.search(name) else "not of a kind that is read"
+    if _NOTES.fullmatch(name) or name in _NOTES_OF_DATASETS:
+        return "notes by its name"
+    return _why_not_open(entry)
+
+
+def _why_not_open(entry: os.DirEntry[str]) -> str:
+    if not entry.is_file():
+        return "a device or pipe"
+    if not os.access(entry.path, os.R_OK):
+        return "may not be read; type chmod u+r"
+    return "" if entry.stat().st_size else "empty"
+
+
+def without_repeats(files: Iterable[Path]) -> list[Path]:
+    """Of a file and beginnings of it only the longest: nothing is read twice."""
+    longest: dict[Path, tuple[float, Path]] = {}
+    for path in files:
+        part = _PART_NAME.fullmatch(path.name)
+        whole, length = (path.with_name(part[1] + part[3]), int(part[2])) if part else (path, math.inf)
+        longest[whole] = max(longest.get(whole, (0, path)), (length, path))
+    return [path for _, path in longest.values()]
+
+
+def split_by_name(files: list[Path], root: Path | None) -> tuple[list[Path], list[Path]]:
+    """The files for training and those for validation: val, valid, test, dev or eval in their names or folders."""
+    sides: tuple[list[Path], list[Path]] = ([], [])
+    above = len(str(root)) + 1 if root else None
+    for path in files:
+        names = str(path)[above:].split(os.sep) if root else [path.name]
+        sides[any(map(_VAL_NAME.search, (*names[:-1], path.stem)))].append(path)
+    if not sides[0]:
+        raise DataError(
+            f"{listed(path.name for path in sides[1])}: only validation text, by its name; a training file is missing, "
+            "or rename one without val, test, dev or eval"
+        )
+    return sides
