@@ -53,7 +53,10 @@ def step_now(work: Work, *, step: int) -> StepResult:
 def _parallel(work: Work) -> DataParallel | None:
     """The model in torch's engine for several processes, in a group."""
     if work.parallel is None and not work.group.is_alone:
-        work.parallel = work.group.together(lambda: DataParallel(work.model, work.device))
+        # Building it all processes talk, so that none may find out only then that its gradients have no room.
+        size = sum(parameter.numel() for parameter in work.model.parameters())
+        work.group.together(lambda: torch.empty(size, device=work.device))
+        work.parallel = DataParallel(work.model, work.device)
     return work.parallel
 
 
