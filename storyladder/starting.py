@@ -22,7 +22,7 @@ from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.runtime.checkpoint import Payload
 from storyladder.runtime.distributed import Group, own_device
-from storyladder.runtime.errors import DataError, SettingsError, UserError, say
+from storyladder.runtime.errors import SettingsError, UserError, say
 from storyladder.runtime.machine import (
     Precision,
     free_memory,
@@ -196,14 +196,6 @@ def _micro_batch_size(
 
 
 def _open_data(run: StageRun) -> StageData:
-    try:
-        return _open_token_files(run)
-    except DataError as error:  # which does not know the preset
-        command = run.ladder.command("prepare_data.py")
-        raise DataError(str(error).replace("python prepare_data.py", command)) from None
-
-
-def _open_token_files(run: StageRun) -> StageData:
     folder, model = run.ladder.folder("data"), run.ladder.model
     tokenizer = gpt2_tokenizer()
     train, val = (
