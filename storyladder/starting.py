@@ -15,7 +15,7 @@ from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.learning.device_steps import DeviceSteps
-from storyladder.learning.kernels import cpu_kernels
+from storyladder.learning.kernels import why_no_kernels
 from storyladder.learning.memory import fitting_micro_batch
 from storyladder.learning.network import EMBEDDING, BuildModel, LanguageModel
 from storyladder.learning.optimizer import build_optimizer
@@ -99,8 +99,8 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
     precision = pick_precision(device)
     if device.type == "cpu":
         keep_freed_memory()
-        if cpu_kernels() is None:
-            say("no working C compiler (cc, gcc or clang) here: a step takes torch's own operations, which are slower")
+        if why := why_no_kernels():
+            say(f"{why}: a step takes torch's own operations, which are slower")
     files = StageFiles.of(run.ladder, run.stage)
     data = group.first_then_others(lambda: _open_data(run))
     _require_same_everywhere(run, data, precision, group)

@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("storyladder.telling",),
     ("storyladder.command_line",),
     ("storyladder.starting_point",),
+    ("storyladder.finished",),
     ("storyladder.starting",),
     ("storyladder.stepping",),
     ("storyladder.saving",),
@@ -277,7 +278,7 @@ def test_the_flags_that_messages_propose_are_known() -> None:
     proposed = {
         (flag, name)
         for name, tree in sources().items()
-        if not is_in(name, "benchmarks")
+        if not is_in(name, "benchmarks") and name != "storyladder.unknown_flags"  # which has a test of its own
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*", node.value)

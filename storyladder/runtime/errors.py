@@ -107,7 +107,7 @@ def user_errors() -> Iterator[None]:
             raise
         stdout.flush()
         if stdout.failure is not None:
-            raise OutputLost(f"not all of the output could be written: {stdout.failure.strerror}")
+            raise OutputLost(f"not all of the output could be written ({stdout.failure.strerror}); the work is done")
 
 
 @contextlib.contextmanager
