@@ -212,8 +212,15 @@ class Ladder:
 
     def as_typed(self, message: str) -> str:
         """A message of a room that knows no ladder, with its commands and `config.py` as this user would type them."""
-        message = _CONFIG_FILE.sub(lambda _: self.config_file, message)
-        return _COMMAND.sub(lambda match: self.command(match[1]), message)
+        given = {re.escape(word) for word in (quoted(self.config_file), self.config_file)}
+        there = rf"(?<!\S)(?:{'|'.join(sorted(given, reverse=True))})(?!\w)"  # typed as it should be already
+
+        def as_typed(match: re.Match[str]) -> str:
+            if match["script"]:
+                return self.command(match["script"])
+            return self.config_file if match["file"] else match[0]
+
+        return re.sub(f"{_COMMAND}|{there}|{_CONFIG_FILE}", as_typed, message)
 
     def folder(self, kind: str) -> Path:
         """The data, checkpoints or runs folder; a preset other than the default keeps its own in a subfolder."""
@@ -227,8 +234,8 @@ class Ladder:
 
 
 # Not where the flags stand there already, nor where a path or the original file is meant.
-_COMMAND = re.compile(r"\bpython (\w+\.py)\b(?! --(?:config|preset)\b)")
-_CONFIG_FILE = re.compile(r"(?<!python )(?<!original )(?<!--config )(?<![\w./\\-])config\.py\b")
+_COMMAND = r"\bpython (?P<script>\w+\.py)\b(?! --(?:config|preset)\b)"
+_CONFIG_FILE = r"(?<!python )(?<!original )(?<![\w./\\-])(?P<file>config\.py)\b"
 
 
 def typed_path(script: str) -> str:
