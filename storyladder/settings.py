@@ -12,7 +12,6 @@ import math
 import os
 import re
 import shlex
-import subprocess
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -249,7 +248,11 @@ def typed_path(script: str) -> str:
 
 def quoted(word: str) -> str:
     """A word as the shell takes it for one."""
-    return subprocess.list2cmdline([word]) if os.name == "nt" else shlex.quote(word)
+    if os.name != "nt":
+        return shlex.quote(word)
+    import subprocess  # which --help need not wait for
+
+    return subprocess.list2cmdline([word])
 
 
 def check(ladder: Ladder, config_file: str = "config.py") -> Ladder:
