@@ -5,7 +5,12 @@ python config.py --preset demo      the same for another preset
 python train_tiny.py --config my_config.py      use an edited copy of this file
 """
 
+import sys
 from dataclasses import replace
+from pathlib import Path
+
+if __name__ == "__main__":  # python -P, or PYTHONSAFEPATH=1, leaves this folder out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths, StageConfig
 

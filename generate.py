@@ -13,19 +13,19 @@ import argparse
 import dataclasses
 import secrets
 import sys
-import unicodedata
 from pathlib import Path
 
-from storyladder.command_line import Parser, load_ladder
-from storyladder.runtime.errors import UserError, user_errors
-from storyladder.settings import GenerateConfig, check_part
+if __name__ == "__main__":  # python -P, or PYTHONSAFEPATH=1, leaves this folder out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-MAX_PROMPT_BYTES = 100_000
+from storyladder.command_line import Parser, as_typed_for, load_ladder
+from storyladder.runtime.errors import UserError, say, user_errors
+from storyladder.settings import GenerateConfig, check_part
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The flags of this command."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, "generate.py")
     parser.add_argument("--prompt", default="Once upon a time", metavar="TEXT", help="how the story begins")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="tell with this file")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest word")
@@ -44,27 +44,12 @@ def settings_of(flags: argparse.Namespace, defaults: GenerateConfig) -> Generate
     return check_part("flag", dataclasses.replace(defaults, **given))
 
 
-def checked_prompt(text: str) -> str:
-    """The prompt, or a UserError for what no story can begin with."""
-    try:
-        size = len(text.encode("utf-8"))
-    except UnicodeEncodeError as error:
-        raise UserError(f"the prompt is not valid text at character {error.start}; type it in UTF-8") from None
-    if size > MAX_PROMPT_BYTES:
-        raise UserError(f"the prompt has {size:,} bytes; at most {MAX_PROMPT_BYTES:,} are taken, so shorten it")
-    strange = next((char for char in text if unicodedata.category(char) == "Cc" and char not in "\n\t"), None)
-    if strange is not None:
-        raise UserError(f"the prompt holds the control character {strange!r}; take it out")
-    return text
-
-
 def main(argv: list[str] | None = None) -> None:
     """Tell stories."""
     with user_errors():
         flags = arguments(argv)
         ladder = load_ladder(flags.config, flags.preset)
         settings = settings_of(flags, ladder.generate)
-        prompt = checked_prompt(flags.prompt)
         seed = flags.seed if flags.seed is not None else secrets.randbelow(2**31)
         if not 0 <= seed < 2**63 - settings.num_samples:
             raise UserError(f"--seed is {seed}; expected 0 to 2**63")
@@ -72,13 +57,17 @@ def main(argv: list[str] | None = None) -> None:
         from storyladder.corpus.tokenizer import gpt2_tokenizer
         from storyladder.runtime.machine import pick_device
         from storyladder.runtime.signals import stop_on_signals
+        from storyladder.telling.prompt import checked_prompt, notes_on
         from storyladder.telling.story import tell
         from storyladder.telling.teller import load_teller
 
-        sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
+        prompt = checked_prompt(flags.prompt)
         device = pick_device(flags.device)
-        teller = load_teller(ladder, flags.checkpoint, GPT, device)
-        print(f"{teller.words}, seed {seed}", file=sys.stderr)
+        with as_typed_for(ladder):
+            teller = load_teller(ladder, flags.checkpoint, GPT, device)
+        say(f"{teller.words}, seed {seed}")
+        for note in [*teller.notes, *notes_on(prompt, gpt2_tokenizer(), teller.seen_V)]:
+            say(note)
         with stop_on_signals() as stop:
             for number in range(settings.num_samples):
                 if number:

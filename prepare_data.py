@@ -12,11 +12,16 @@ python prepare_data.py                     whatever lies in data/raw
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from storyladder.command_line import Parser, load_ladder, positive_number
+if __name__ == "__main__":  # python -P, or PYTHONSAFEPATH=1, leaves this folder out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from storyladder.command_line import Parser, as_typed_for, load_ladder, positive_number
 from storyladder.runtime.errors import DataError, user_errors
 from storyladder.settings import STAGE_NAMES, STORY_SEPARATORS, Ladder
 
@@ -33,7 +38,7 @@ WHERE_FROM = (
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The flags of this command."""
-    parser = Parser(__doc__)
+    parser = Parser(__doc__, "prepare_data.py")
     parser.add_argument("--stage", choices=STAGE_NAMES, help="only this stage")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--from", type=Path, dest="folder", metavar="DIR", help="read stories from this folder")
@@ -68,20 +73,24 @@ def main(argv: list[str] | None = None) -> None:
 
         folder = ladder.folder("data")
         limit_bytes = int(flags.limit_mb * MB) if flags.limit_mb else None
-        with stop_on_signals() as stop, locked(folder / ".prepare.lock"):
+        with as_typed_for(ladder), stop_on_signals() as stop, locked(folder / ".prepare.lock"):
+            for name in [flags.stage] if flags.stage else STAGE_NAMES:
+                with kept_from_training(ladder, name):
+                    pass  # refused before anything is read or fetched
             texts = stage_texts(flags, ladder, limit_bytes, stop)
             for name, text in texts.items():
                 stage = ladder.stage(name)
                 print(*(f"{name} {line}" for line in text.said_before), sep="\n", end="\n" if text.said_before else "")
-                built = build_token_files(
-                    text,
-                    train_path=folder / stage.train_file,
-                    val_path=folder / stage.val_file,
-                    corpus=ladder.corpus,
-                    tokenizer=gpt2_tokenizer(),
-                    limit_bytes=limit_bytes,
-                    check_stop=stop.check,
-                )
+                with kept_from_training(ladder, name):
+                    built = build_token_files(
+                        text,
+                        train_path=folder / stage.train_file,
+                        val_path=folder / stage.val_file,
+                        corpus=ladder.corpus,
+                        tokenizer=gpt2_tokenizer(),
+                        limit_bytes=limit_bytes,
+                        check_stop=stop.check,
+                    )
                 for line in text.said_after():
                     print(f"{name}: {line}")
                 for path, sidecar in built.items():
@@ -91,6 +100,16 @@ def main(argv: list[str] | None = None) -> None:
                         f"{sidecar.tokens:,} tokens" + (f" ({cleaned})" if cleaned else ""),
                         flush=True,
                     )
+
+
+def kept_from_training(ladder: Ladder, stage_name: str) -> contextlib.AbstractContextManager[None]:
+    """Refuses where the stage trains on the token files that are to be replaced, and keeps it from starting."""
+    from storyladder.runtime.lock import locked
+
+    lock, stage = ladder.lock(stage_name), ladder.stage(stage_name)
+    if not lock.parent.exists():
+        return contextlib.nullcontext()  # nothing has ever been trained
+    return locked(lock, ladder.folder("data") / stage.train_file)
 
 
 def stage_texts(

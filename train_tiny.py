@@ -12,6 +12,12 @@ Stop    Ctrl-C saves and leaves; the same command goes on exactly there
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # python -P, or PYTHONSAFEPATH=1, leaves this folder out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from storyladder.command_line import stage_run
 from storyladder.runtime.errors import user_errors
 

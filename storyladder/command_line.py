@@ -6,31 +6,51 @@ Flags say how to run here and now; what a model is stands in config.py only.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import math
 import runpy
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from storyladder.runtime.errors import SettingsError, UserError, speaks, user_errors
-from storyladder.settings import DEFAULT_PRESET, PROJECT, Ladder, StageConfig, check, misspelt_fields, nearest
+from storyladder.settings import (
+    DEFAULT_PRESET,
+    PROJECT,
+    STAGE_SCRIPTS,
+    Ladder,
+    StageConfig,
+    check,
+    misspelt_fields,
+    nearest,
+    quoted,
+    typed_path,
+)
+from storyladder.unknown_flags import answers_to
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, and the nearest flag for a misspelt one."""
+    """argparse with errors of one line, and an answer to every flag that does not exist.
 
-    def __init__(self, description: str | None) -> None:
+    `script` is its name in the project's folder; a notebook's sys.argv knows nothing of it.
+    """
+
+    def __init__(self, description: str | None, script: str | None = None) -> None:
         super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+            prog=script,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
+        self._typed = quoted(typed_path(script)) if script else self.prog
         self.add_argument("--preset", default=DEFAULT_PRESET, metavar="NAME", help="a preset of config.py")
         self.add_argument("--config", type=Path, metavar="FILE", help="an edited copy of config.py")
 
     def error(self, message: str) -> NoReturn:
         """What argparse says, as the user's mistake."""
-        raise UserError(f"{message}; see python {self.prog} --help")
+        raise UserError(f"{message}; see python {self._typed} --help")
 
     def print_help(self, file: Any = None) -> None:
         """Once, however many processes torchrun has started."""
@@ -38,13 +58,11 @@ class Parser(argparse.ArgumentParser):
             super().print_help(file)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """The flags; a UserError names the nearest flag for one that does not exist."""
+        """The flags; a UserError answers to all that do not exist."""
         known, extra = self.parse_known_args(argv)
         if extra:
             flags = [flag for action in self._actions for flag in action.option_strings]
-            name = extra[0].partition("=")[0]
-            hint = nearest(name, flags) if name.startswith("-") else ""
-            self.error(f"unknown argument {extra[0]!r}{hint}")
+            self.error("; ".join(answers_to(extra, flags, str(known.config or "config.py"))))
         return known
 
 
@@ -71,10 +89,15 @@ class StageRun:
     plan: bool = False
     accept_changes: bool = False
 
+    def again(self, *flags: str) -> str:
+        """What to type to go on with this very run, or with `flags` behind it: on the device that was asked for."""
+        device = () if self.device == "auto" else ("--device", self.device)
+        return self.ladder.command(STAGE_SCRIPTS[self.stage.name], *device, *flags)
+
 
 def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | None) -> StageRun:
     """The flags of a stage script, with the preset's settings checked."""
-    parser = Parser(description)
+    parser = Parser(description, STAGE_SCRIPTS[stage_name])
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
     parser.add_argument("--fresh", action="store_true", help="start this stage over; the old result is kept aside")
     parser.add_argument("--minutes", type=positive_number, metavar="N", help="fit the stage's schedule to N minutes")
@@ -99,11 +122,22 @@ def load_ladder(config: Path | None, preset: str) -> Ladder:
     """The checked settings of one preset of config.py, or of an edited copy of it."""
     path = config if config is not None else PROJECT / "config.py"
     values = _run(path)
-    ladder = check(_chosen(values.get("PRESETS"), preset, path.name))
+    chosen = _chosen(values.get("PRESETS"), preset, path.name)
+    ladder = check(chosen, str(config or "config.py"))
     # A preset made with `replace` from an object with a misspelt field does not know of it any more.
     if misspelt := misspelt_fields(values.values()):
         raise SettingsError(f"{path.name}: {'; '.join(misspelt)}")
-    return ladder
+    return dataclasses.replace(ladder, config_flag=None if config is None else str(config))
+
+
+@contextlib.contextmanager
+def as_typed_for(ladder: Ladder) -> Iterator[None]:
+    """Errors of rooms that know no ladder name commands and settings as this user types them (Ladder.as_typed)."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (ladder.as_typed(str(error)),)
+        raise
 
 
 def _run(path: Path) -> dict[str, Any]:
@@ -140,7 +174,7 @@ def _chosen(presets: Any, name: str, file_name: str) -> Ladder:
 def print_settings(presets: Sequence[Ladder], description: str | None, argv: Sequence[str] | None = None) -> None:
     """`python config.py`: the resolved settings of every stage of one preset."""
     with user_errors():
-        flags = Parser(description).parse(argv)
+        flags = Parser(description, "config.py").parse(argv)
         if flags.config is None:
             ladder = check(_chosen(presets, flags.preset, "config.py"))
         else:

@@ -14,7 +14,8 @@ import os
 import time
 from collections.abc import Iterator
 
-from storyladder.command_line import StageRun
+from storyladder.command_line import StageRun, as_typed_for
+from storyladder.finished import say_finished
 from storyladder.learning.network import BuildModel
 from storyladder.learning.optimizer import reset_optimizer
 from storyladder.learning.schedule import lr_at
@@ -28,12 +29,7 @@ from storyladder.recovery import (
     steps_within_memory,
     weights_are_finite,
 )
-from storyladder.runtime.checkpoint import (
-    Loaded,
-    load_checkpoint,
-    put_aside,
-    save_checkpoint,
-)
+from storyladder.runtime.checkpoint import Loaded, digest_of, load_checkpoint
 from storyladder.runtime.distributed import ALONE, Group, joined_group
 from storyladder.runtime.errors import (
     CheckpointError,
@@ -52,9 +48,9 @@ from storyladder.runtime.machine import machine_line, peak_memory
 from storyladder.runtime.progress import Progress, duration_words
 from storyladder.runtime.signals import StopRequest, stop_on_signals
 from storyladder.saving import pack_result, save_best, save_file, save_state, what_is_left
-from storyladder.stage_files import StageFiles, check_shapes, load_result, stage_command
+from storyladder.stage_files import StageFiles, stage_command
 from storyladder.starting import Work, load_weights, prepare_work, record_start
-from storyladder.starting_point import load_for_all, say_all
+from storyladder.starting_point import load_for_all
 
 _SECONDS_WITHOUT_LOOKING = 2.0  # for signals, on a GPU that takes many steps at a time
 
@@ -62,7 +58,7 @@ _SECONDS_WITHOUT_LOOKING = 2.0  # for signals, on a GPU that takes many steps at
 def train_stage(run: StageRun, build_model: BuildModel) -> None:
     """Train one stage to its end, or plan it. Raises Interrupted when a signal asked to leave and all is saved."""
     files = StageFiles.of(run.ladder, run.stage)
-    with stop_on_signals() as stop, joined_group(stop) as group:
+    with as_typed_for(run.ladder), stop_on_signals() as stop, joined_group(stop) as group:
         if run.plan:
             if group.first(files.result.exists) and not run.fresh:
                 print(f"stage {run.stage.name} is finished; started over with --fresh it would need:")
@@ -70,43 +66,15 @@ def train_stage(run: StageRun, build_model: BuildModel) -> None:
             print("\n".join(plan_lines(prepare_work(run, build_model, stop, group))))
             return
         with contextlib.ExitStack() as stack:
-            group.first(lambda: stack.enter_context(locked(files.resume.with_name(f".{run.stage.name}.lock"))))
+            group.first(lambda: stack.enter_context(locked(run.ladder.lock(run.stage.name))))
             if group.first(files.result.exists) and not run.fresh:
-                group.first(lambda: _say_finished(run, files))
+                group.first(lambda: say_finished(run, files))
                 return
             work = _set_up(run, build_model, stop, group)
             with _saved_when_it_cannot_go_on(work):
                 with Progress(run.stage.name, step=work.state.step, max_steps=work.stage.max_steps) as progress:
                     _loop(work, progress)
                 _finish(work)
-
-
-def _say_finished(run: StageRun, files: StageFiles) -> None:
-    loaded = load_result(run.ladder, run.stage)
-    assert loaded is not None
-    say_all(loaded.notes)
-    check_shapes(loaded.payload, files.result, run.ladder.model)
-    print(
-        f"stage {run.stage.name} is finished: {loaded.path.name} has validation loss "
-        f"{loaded.payload['val_loss']:.4f} from step {loaded.payload['step']:,}. "
-        f"Start it over with {stage_command(run.ladder, run.stage.name)} --fresh"
-    )
-    if loaded.path != files.result:
-        _write_result_anew(files, loaded)
-    files.forget_resume_state()
-
-
-def _write_result_anew(files: StageFiles, best: Loaded) -> None:
-    """Put the best weights in the place of a damaged result, which is kept aside."""
-    aside = put_aside(files.result)
-    try:
-        save_checkpoint(files.result, best.payload, keep_previous=False)
-    except OSError as error:
-        raise SaveFailed(
-            f"{files.result} is damaged and could not be written anew ({error.strerror}); the weights are safe in "
-            f"{best.path}. Make room, then run the same command again"
-        ) from None
-    say(f"{files.result.name} was written anew from {best.path.name}; the damaged one is kept as {aside.name}")
 
 
 def _set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Work:
@@ -292,8 +260,10 @@ def _note_evaluation(work: Work, progress: Progress) -> None:
         # Only the first process of a group packs and writes them; the others know that there are some.
         work.unsaved_best = {}
         if work.group.is_first:
+            packed = pack_result(work)
             work.unsaved_best = {
-                **pack_result(work),
+                **packed,
+                "model_digest": digest_of(packed["model"]),
                 "val_loss": state.best_loss,
                 "train_seconds": state.train_seconds,
             }
@@ -326,7 +296,7 @@ def _leave(work: Work) -> None:
     """Save and leave, as a signal asked."""
     saved = weights_are_finite(work) and save_state(work)
     words = f"saved at step {work.state.step:,}" if saved else f"NOT saved at step {work.state.step:,}"
-    say(f"{words}; {stage_command(work.run.ladder, work.stage.name)} goes on from what is saved")
+    say(f"{words}; {work.run.again()} goes on from what is saved")
     work.stop.check()
 
 
@@ -339,7 +309,7 @@ def _finish(work: Work) -> None:
     if not save_file(work, work.files.result, lambda: best.payload, keep_previous=False):
         raise SaveFailed(
             f"{work.files.result} could not be written; the weights are safe in {work.files.best}. "
-            f"Make room, then run {stage_command(work.run.ladder, work.stage.name)} again"
+            f"Make room, then run {work.run.again()} again"
         )
     if work.group.is_first:
         work.files.forget_resume_state()
@@ -365,11 +335,11 @@ def _finish(work: Work) -> None:
 
 def _best_weights(work: Work) -> Loaded:
     """The best weights of a stage that is at its end."""
-    again = stage_command(work.run.ladder, work.stage.name)
+    again = work.run.again()
     if work.state.best_step < 0:
         raise TrainingFailed(
             f"stage {work.stage.name} ended at step {work.state.step:,} without best weights: no validation "
-            f"loss was finite; run {again} --fresh, with a lower max_lr in config.py"
+            f"loss was finite; run {work.run.again('--fresh')}, with a lower max_lr in config.py"
         )
     try:
         best = load_for_all(work.group, work.files.best)

@@ -16,7 +16,7 @@ from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.runtime.checkpoint import Payload, previous_of, save_checkpoint
 from storyladder.runtime.errors import SaveFailed, say
 from storyladder.runtime.machine import is_out_of_memory, machine_line
-from storyladder.stage_files import pack_optimizer, pack_weights, plain_settings, stage_command
+from storyladder.stage_files import pack_optimizer, pack_weights, plain_settings
 from storyladder.starting import Work
 
 _FAILED_SAVES_TO_STOP = 3
@@ -30,6 +30,7 @@ def pack_result(work: Work) -> Payload:
         "settings": plain_settings(work.run.ladder, work.run.stage, work.start.ancestors),
         "fitted": work.state.fitted,
         "data": work.data.fingerprints,
+        "parent_digest": work.start.parent_digest,
         "tokenizer": gpt2_tokenizer().fingerprint,
         "seen_tokens": work.vocabulary.seen_V.to(torch.uint8),
         "machine": machine_line(work.device, work.precision),
@@ -94,6 +95,5 @@ def what_is_left(work: Work) -> str:
     states = [file for file in (work.files.resume, previous_of(work.files.resume)) if file.exists()]
     good = next((str(file) for file in (*states, work.files.best) if file.exists()), "none")
     # Without any resume state the stage can only begin anew, and best weights are never trained over unasked.
-    flag = "" if states or good == "none" else " --fresh"
-    again = stage_command(work.run.ladder, work.stage.name) + flag
+    again = work.run.again(*(() if states or good == "none" else ("--fresh",)))
     return f"the last good file is {good}. Make room, then run {again} again"

@@ -9,6 +9,9 @@ import dataclasses
 import difflib
 import functools
 import math
+import os
+import re
+import shlex
 import types
 import typing
 from collections.abc import Iterable, Iterator
@@ -28,6 +31,7 @@ else:
 PROJECT = Path(__file__).resolve().parents[1]
 STAGE_NAMES = ("tiny", "children", "simple")
 STORY_SEPARATORS = ("auto", "endoftext", "blank-line", "line", "file")
+STAGE_SCRIPTS = dict(zip(STAGE_NAMES, ("train_tiny.py", "train_children.py", "train_simp.py"), strict=True))
 DEFAULT_PRESET = "default"
 _RAW = "raw"
 
@@ -187,6 +191,7 @@ class Ladder:
     corpus: CorpusConfig = CorpusConfig()
     generate: GenerateConfig = GenerateConfig()
     paths: Paths = Paths()
+    config_flag: str | None = None  # --config as it was typed; load_ladder fills it in
 
     def stage(self, name: str) -> StageConfig:
         """The stage of that name."""
@@ -196,9 +201,35 @@ class Ladder:
         """Tokens that one optimizer step learns from."""
         return stage.batch_size * self.model.context_length
 
-    def command(self, script: str) -> str:
-        """What the user types to run a script on this preset."""
-        return f"python {script}" + ("" if self.name == DEFAULT_PRESET else f" --preset {self.name}")
+    @property
+    def config_file(self) -> str:
+        """What the user calls the file that these settings stand in."""
+        return self.config_flag or "config.py"
+
+    def lock(self, stage_name: str) -> Path:
+        """What a stage holds while it trains, and prepare_data.py while it replaces the stage's token files."""
+        return self.folder("checkpoints") / f".{stage_name}.lock"
+
+    def command(self, script: str, *words: str) -> str:
+        """What to type in the user's folder to run a script on these settings: with their --config and --preset.
+
+        Flags that say how to run here and now, such as --device, are repeated only by StageRun.again.
+        """
+        flags = [] if self.config_flag is None else ["--config", self.config_flag]
+        flags += [] if self.name == DEFAULT_PRESET else ["--preset", self.name]
+        return " ".join(["python", *map(quoted, (typed_path(script), *flags, *words))])
+
+    def as_typed(self, message: str) -> str:
+        """A message of a room that knows no ladder, with its commands and `config.py` as this user would type them."""
+        given = {re.escape(word) for word in (quoted(self.config_file), self.config_file)}
+        there = rf"(?<!\S)(?:{'|'.join(sorted(given, reverse=True))})(?!\w)"  # typed as it should be already
+
+        def as_typed(match: re.Match[str]) -> str:
+            if match["script"]:
+                return self.command(match["script"])
+            return self.config_file if match["file"] else match[0]
+
+        return re.sub(f"{_COMMAND}|{there}|{_CONFIG_FILE}", as_typed, message)
 
     def folder(self, kind: str) -> Path:
         """The data, checkpoints or runs folder; a preset other than the default keeps its own in a subfolder."""
@@ -211,11 +242,34 @@ class Ladder:
         return PROJECT / self.paths.root / self.paths.data / _RAW
 
 
-def check(ladder: Ladder) -> Ladder:
+# Not where the flags stand there already, nor where a path or the original file is meant.
+_COMMAND = r"\bpython (?P<script>\w+\.py)\b(?! --(?:config|preset)\b)"
+_CONFIG_FILE = r"(?<!python )(?<!original )(?<![\w./\\-])(?P<file>config\.py)\b"
+
+
+def typed_path(script: str) -> str:
+    """A script of the project as it is typed in the folder where the user is."""
+    path = PROJECT / script
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except (ValueError, OSError):  # elsewhere; a folder that was deleted
+        return str(path)
+
+
+def quoted(word: str) -> str:
+    """A word as the shell takes it for one."""
+    if os.name != "nt":
+        return shlex.quote(word)
+    import subprocess  # which --help need not wait for
+
+    return subprocess.list2cmdline([word])
+
+
+def check(ladder: Ladder, config_file: str = "config.py") -> Ladder:
     """The ladder itself, or a SettingsError that lists every problem with its value and the way out."""
     found = list(problems(ladder))
     if found:
-        raise SettingsError(f"preset {ladder.name!r} in config.py:\n" + "\n".join(f"  - {line}" for line in found))
+        raise SettingsError(f"preset {ladder.name!r} in {config_file}:\n" + "\n".join(f"  - {line}" for line in found))
     return ladder
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,16 @@ from torch import Tensor
 from storyladder.learning.network import EMBEDDING, LanguageModel
 from storyladder.learning.optimizer import forget_moments
 from storyladder.learning.vocabulary import CompactVocabulary
-from storyladder.runtime.checkpoint import Loaded, Payload, previous_of, read_checkpoint
+from storyladder.runtime.checkpoint import (
+    Loaded,
+    Payload,
+    digest_of,
+    peek_checkpoint,
+    previous_of,
+    read_checkpoint,
+)
 from storyladder.runtime.errors import CheckpointError, DamagedCheckpoint
-from storyladder.settings import Ladder, ModelConfig, StageConfig
+from storyladder.settings import STAGE_SCRIPTS, Ladder, ModelConfig, StageConfig
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state, which the token embedding has under every optimizer
 
@@ -113,21 +121,39 @@ def load_result(ladder: Ladder, stage: StageConfig) -> Loaded | None:
         try:
             best = read_checkpoint(files.best)
         except CheckpointError as too:
-            again = ladder.command(script_of(stage.name))
-            raise CheckpointError(
-                f"{error}; {too}; put a copy back, or train the stage again: {again} --fresh"
-            ) from None
+            again = stage_command(ladder, stage.name, "--fresh")
+            raise CheckpointError(f"{error}; {too}; put a copy back, or train the stage again: {again}") from None
         return Loaded(best, files.best, [f"{error}; using {files.best.name} in its place"])
 
 
-def script_of(stage_name: str) -> str:
-    """The command that trains a stage."""
-    return {"tiny": "train_tiny.py", "children": "train_children.py", "simple": "train_simp.py"}[stage_name]
+def stage_command(ladder: Ladder, stage_name: str, *flags: str) -> str:
+    """What the user types to train a stage of this ladder."""
+    return ladder.command(STAGE_SCRIPTS[stage_name], *flags)
 
 
-def stage_command(ladder: Ladder, stage_name: str) -> str:
-    """What the user types to train a stage of this preset."""
-    return ladder.command(script_of(stage_name))
+def model_digest(payload: Payload) -> str:
+    """What tells the weights of a checkpoint from others; computed for those that did not record it yet."""
+    recorded = payload.get("model_digest")
+    return recorded if isinstance(recorded, str) else digest_of(payload["model"])
+
+
+def broken_links(ladder: Ladder, stage: StageConfig, payload: Payload) -> Iterator[tuple[str, str]]:
+    """Where a checkpoint of `stage`, or of a stage it came from, came from other weights than now lie on the disk.
+
+    The stage that would have to be trained again, and a phrase. Checkpoints that did not record it yet are passed over.
+    """
+    while stage.init_from is not None:
+        above = ladder.stage(stage.init_from)
+        path = StageFiles.of(ladder, above).result
+        result = peek_checkpoint(path)
+        if result is None or not isinstance(result.get("model"), dict):
+            return
+        if payload.get("parent_digest") not in (None, model_digest(result)):
+            yield (
+                stage.name,
+                f"stage {stage.name} came from another result of stage {above.name} than today's {path.name}",
+            )
+        stage, payload = above, result
 
 
 def plain_settings(ladder: Ladder, stage: StageConfig, ancestors: list[dict[str, Any]]) -> dict[str, Any]:

@@ -16,14 +16,14 @@ from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWin
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.learning.data_parallel import DataParallel
 from storyladder.learning.device_steps import DeviceSteps
-from storyladder.learning.kernels import cpu_kernels
+from storyladder.learning.kernels import why_no_kernels
 from storyladder.learning.memory import fitting_micro_batch
 from storyladder.learning.network import EMBEDDING, BuildModel, LanguageModel
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.runtime.checkpoint import Payload
 from storyladder.runtime.distributed import Group, own_device
-from storyladder.runtime.errors import DataError, SettingsError, UserError, say
+from storyladder.runtime.errors import SettingsError, UserError, say
 from storyladder.runtime.machine import (
     Precision,
     compute_repeatably,
@@ -104,8 +104,8 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
         say(f"attention in {precision.name} has no fixed order of sums on this GPU: a resumed run may differ a little")
     if device.type == "cpu":
         keep_freed_memory()
-        if cpu_kernels() is None:
-            say("no working C compiler (cc, gcc or clang) here: a step takes torch's own operations, which are slower")
+        if why := why_no_kernels():
+            say(f"{why}: a step takes torch's own operations, which are slower")
     files = StageFiles.of(run.ladder, run.stage)
     data = group.first_then_others(lambda: _open_data(run))
     _require_same_everywhere(run, data, precision, group)
@@ -201,14 +201,6 @@ def _micro_batch_size(
 
 
 def _open_data(run: StageRun) -> StageData:
-    try:
-        return _open_token_files(run)
-    except DataError as error:  # which does not know the preset
-        command = run.ladder.command("prepare_data.py")
-        raise DataError(str(error).replace("python prepare_data.py", command)) from None
-
-
-def _open_token_files(run: StageRun) -> StageData:
     folder, model = run.ladder.folder("data"), run.ladder.model
     tokenizer = gpt2_tokenizer()
     train, val = (

@@ -18,11 +18,13 @@ from storyladder.runtime.errors import CheckpointError, UserError, say
 from storyladder.stage_files import (
     StageFiles,
     TrainState,
+    broken_links,
     changes_since,
     check_optimizer,
     check_shapes,
     load_result,
-    script_of,
+    model_digest,
+    stage_command,
 )
 
 
@@ -34,6 +36,7 @@ class Start:
     payload: Payload | None
     state: TrainState
     ancestors: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # settings of the stages before
+    parent_digest: str | None = None  # of the weights of the stage before that this one came from
 
 
 def starting_point(run: StageRun, files: StageFiles, fingerprints: dict[str, str]) -> Start:
@@ -57,6 +60,8 @@ def _continued(run: StageRun, resume: Loaded, fingerprints: dict[str, str]) -> S
     check_shapes(resume.payload, resume.path, run.ladder.model)
     check_optimizer(resume.payload, resume.path, run.stage)
     changes = changes_since(resume.payload, run.ladder, run.stage, fingerprints)
+    links = broken_links(run.ladder, run.stage, resume.payload)
+    changes += [words for name, words in links if name == run.stage.name]
     if changes and not run.accept_changes:
         raise UserError(
             f"since {resume.path.name} was saved, {'; '.join(changes)}. Set it back, or go on with "
@@ -75,7 +80,8 @@ def _continued(run: StageRun, resume: Loaded, fingerprints: dict[str, str]) -> S
         say(f"going on from step {state.step:,} of {resume.path.name}")
     fitted = f", with its schedule of {state.fitted['max_steps']:,} steps" if state.fitted else ""
     words = f"continuing at step {state.step:,} from {resume.path.name}{fitted}"
-    return Start(words, resume.payload, state, resume.payload["settings"]["stages"][:-1])
+    ancestors = resume.payload["settings"]["stages"][:-1]
+    return Start(words, resume.payload, state, ancestors, resume.payload.get("parent_digest"))
 
 
 def _from_the_stage_before(run: StageRun, parent_name: str) -> Start:
@@ -87,24 +93,25 @@ def _from_the_stage_before(run: StageRun, parent_name: str) -> Start:
         begun = "is not finished" if parent_files.best.exists() else "has not been trained"
         raise CheckpointError(
             f"stage {run.stage.name} starts from {parent_files.result}, but stage {parent_stage.name} {begun}; "
-            f"run {run.ladder.command(script_of(parent_stage.name))} first (--minutes N ends it in N minutes)"
+            f"run {stage_command(run.ladder, parent_stage.name)} first (--minutes N ends it in N minutes)"
         )
     say_all(parent.notes)
     check_shapes(parent.payload, parent.path, run.ladder.model)
+    for name, words in broken_links(run.ladder, parent_stage, parent.payload):
+        say(f"warning: {words}; to train it again: {stage_command(run.ladder, name, '--fresh')}")
     return Start(
         f"starting from {parent.path.name} (step {parent.payload['step']:,}, "
         f"validation loss {parent.payload['val_loss']:.4f} on {parent_stage.name})",
         parent.payload,
         TrainState(),
         parent.payload["settings"]["stages"],
+        model_digest(parent.payload),
     )
 
 
 def _own_resume_state(run: StageRun, files: StageFiles) -> Loaded | None:
     """The stage's resume state, or None if the stage has never begun; what is lost never ends in a silent new start."""
-    over = (
-        f"{run.ladder.command(script_of(run.stage.name))} --fresh starts the stage over and keeps what is there aside"
-    )
+    over = f"{run.again('--fresh')} starts the stage over and keeps what is there aside"
     try:
         resume = load_checkpoint(files.resume, set_aside=not run.plan)
     except CheckpointError as error:

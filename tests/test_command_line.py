@@ -125,10 +125,12 @@ def test_the_three_stage_scripts_differ_in_stage_name_and_docstring_only() -> No
 
 def test_config_py_and_an_edited_copy_of_it_are_loaded_and_checked(tmp_path: Path) -> None:
     assert load_ladder(None, "default").model.n_params == 27_846_000
+    assert load_ladder(None, "default").config_flag is None
     path = edited_config(tmp_path, "PRESETS = (replace(LADDER, model=replace(MODEL, dropout=0.2)),)")
     assert load_ladder(path, "default").model.dropout == 0.2
+    assert load_ladder(path, "default").config_flag == str(path)
     path = edited_config(tmp_path, "PRESETS = (replace(LADDER, model=replace(MODEL, dropout=2)),)")
-    with pytest.raises(SettingsError, match=r"dropout is 2; expected 0 to 0\.9"):
+    with pytest.raises(SettingsError, match=r"preset 'default' in .*edited\.py:\n.*dropout is 2; expected 0 to 0\.9"):
         load_ladder(path, "default")
 
 

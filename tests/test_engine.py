@@ -570,7 +570,9 @@ def test_no_resume_state_counts_on_best_weights_that_are_not_on_the_disk(toy_dat
                 files[1].best.with_suffix(".partial").mkdir(exist_ok=True)
             return super().hidden(idx_BT, cache)
 
-    with pytest.raises(SaveFailed, match=r"the last good file is .*tiny_resume\.pt.*run python train_tiny\.py again"):
+    with pytest.raises(
+        SaveFailed, match=r"the last good file is .*tiny_resume\.pt.*run python train_tiny\.py --device cpu again"
+    ):
         train_stage(run_of(ladders[1]), Blocking)
     assert read_checkpoint(files[1].resume)["progress"]["evaluated_at"] == 0
     files[1].best.with_suffix(".partial").rmdir()
@@ -616,7 +618,7 @@ def test_best_weights_that_vanish_while_training_end_in_a_line_that_helps(toy_da
                 files.best.write_bytes(b"") if harm == "cut" else files.best.unlink()
             return super().hidden(idx_BT, cache)
 
-    with pytest.raises(CheckpointError, match=r"tiny_best\.pt.*run python train_tiny\.py again"):
+    with pytest.raises(CheckpointError, match=r"tiny_best\.pt.*run python train_tiny\.py --device cpu again"):
         train_stage(run_of(ladder), Vanishing)
     train_stage(run_of(ladder), GPT)
     assert files.result.exists()
@@ -715,7 +717,9 @@ def test_three_failed_saves_in_a_row_stop_with_status_75_and_the_last_good_file(
     files = StageFiles.of(ladder, ladder.stage("tiny"))
     partial = files.resume.with_suffix(".partial")
     partial.mkdir(parents=True)
-    with pytest.raises(SaveFailed, match=r"tiny_best\.pt.*run python train_tiny\.py --fresh again") as stop:
+    with pytest.raises(
+        SaveFailed, match=r"tiny_best\.pt.*run python train_tiny\.py --device cpu --fresh again"
+    ) as stop:
         train_stage(run_of(ladder), GPT)
     assert stop.value.exit_status == 75
 

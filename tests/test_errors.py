@@ -21,6 +21,7 @@ STATUS = {
     "DownloadError": 2,
     "CheckpointError": 2,
     "DamagedCheckpoint": 2,
+    "OutputLost": 74,
     "SaveFailed": 75,
     "TrainingFailed": 70,
     "PeerLost": 75,

@@ -118,11 +118,11 @@ def test_ctrl_c_saves_leaves_with_130_and_the_same_command_goes_on(tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_wrong_order_of_commands_names_the_right_one(tmp_path: Path) -> None:
-    assert_one_clear_line(run_script(tmp_path, "train_tiny.py", status=2), "train.bin", "python prepare_data.py")
+    assert_one_clear_line(run_script(tmp_path, "train_tiny.py", status=2), "train.bin", "prepare_data.py --config")
     assert_one_clear_line(run_script(tmp_path, "generate.py", status=2), "no stage has a result", "train_tiny.py")
     assert_one_clear_line(run_script(tmp_path, "prepare_data.py", status=2), "--sample", "--download", "--from")
     run_script(tmp_path, "prepare_data.py", "--sample")
-    assert_one_clear_line(run_script(tmp_path, "train_simp.py", status=2), "train_children.py first")
+    assert_one_clear_line(run_script(tmp_path, "train_simp.py", status=2), "train_children.py --config", "first")
 
 
 @pytest.mark.slow

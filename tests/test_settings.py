@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import MUON
-from running import edited_config, refusal, run_script
+from running import PROJECT, edited_config, refusal, run_script
 
 import config
 from storyladder.runtime.errors import SettingsError
@@ -350,6 +351,46 @@ def test_flags_are_checked_like_settings() -> None:
         check_part("flag", GenerateConfig(temperature=-1, top_k=0))
     with pytest.raises(SettingsError, match=r"n_embd \(3\) must be a multiple"):
         check_part("model", ModelConfig(n_embd=3, n_head=2))
+
+
+# --- what to type next ------------------------------------------------------------------------------------------------
+
+
+def test_a_command_repeats_config_and_preset_and_can_be_typed_where_the_user_is(
+    toy_ladder: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    ladder = replace(toy_ladder, config_flag="my configs/a b.py", name="night")
+    assert toy_ladder.command("train_tiny.py", "--fresh") == "python train_tiny.py --fresh"
+    words = ["python", "train_tiny.py", "--config", "my configs/a b.py", "--preset", "night", "--fresh"]
+    assert shlex.split(ladder.command("train_tiny.py", "--fresh")) == words
+    monkeypatch.chdir(PROJECT.parent)
+    assert toy_ladder.command("generate.py") == f"python {shlex.quote(f'{PROJECT.name}/generate.py')}"
+    monkeypatch.chdir(tmp_path)
+    assert toy_ladder.command("generate.py") == f"python {shlex.quote(str(PROJECT / 'generate.py'))}"
+
+
+def test_a_message_of_a_room_that_knows_no_ladder_is_told_as_the_user_would_type_it(
+    toy_ladder: Ladder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(PROJECT)
+    plain = (
+        "/x/config.py: lower max_lr in config.py, or run python prepare_data.py --stage tiny; python config.py shows it"
+        "; compare it with the original config.py"
+    )
+    assert toy_ladder.as_typed(plain) == plain
+    ladder = replace(toy_ladder, config_flag="my config.py")
+    told = ladder.as_typed(plain)
+    assert told == (
+        "/x/config.py: lower max_lr in my config.py, or run python prepare_data.py --config 'my config.py' --stage tiny"
+        "; python config.py --config 'my config.py' shows it; compare it with the original config.py"
+    )
+    assert ladder.as_typed(told) == told, "what is typed right already stays"
+    for flag in ("config.py", "sub/config.py", "p", "c", "a.py", "C:\\x\\config.py"):
+        ladder = replace(toy_ladder, config_flag=flag, name="demo")
+        told = ladder.as_typed("set it in config.py and run python train_tiny.py")
+        assert told == f"set it in {flag} and run python train_tiny.py --config {shlex.quote(flag)} --preset demo"
+        assert ladder.as_typed(told) == told
 
 
 # --- python config.py -------------------------------------------------------------------------------------------------

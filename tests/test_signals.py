@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -137,3 +138,16 @@ def test_a_signal_that_is_ignored_stays_ignored(number: signal.Signals) -> None:
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
         signal.signal(number, before)
+
+
+def test_outside_the_main_thread_nobody_listens_and_the_work_is_done() -> None:
+    done = []
+
+    def work() -> None:
+        with stop_on_signals() as stop:
+            done.append(stop.requested)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert done == [False]

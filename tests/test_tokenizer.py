@@ -155,6 +155,15 @@ def test_a_damaged_or_missing_list_of_ranks_is_refused(tmp_path: Path, monkeypat
     )
 
 
+def test_a_list_of_ranks_that_came_by_way_of_windows_is_read_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "r50k_base.tiktoken"
+    path.write_bytes(tokenizer_module.RANKS_FILE.read_bytes().replace(b"\n", b"\r\n"))
+    monkeypatch.setattr(tokenizer_module, "RANKS_FILE", path)
+    assert gpt2_tokenizer.__wrapped__().encode("Once upon a time") == gpt2_tokenizer().encode("Once upon a time")
+
+
 def test_nothing_is_downloaded_and_nothing_is_cached(tmp_path: Path) -> None:
     program = """
 import sys

@@ -195,6 +195,14 @@ def open_token_file(path: Path, *, tokenizer: str, vocab_size: int, at_least: in
     return TokenFile(path, ids, sidecar)
 
 
+def recorded_fingerprint(path: Path) -> str | None:
+    """What the sidecar of a token file says of its content, unverified; None where there is no sound sidecar."""
+    try:
+        return _read_sidecar(path).sha256
+    except DataError:
+        return None
+
+
 def _read_sidecar(path: Path) -> Sidecar:
     """The sidecar of a token file, checked field by field."""
     if not path.is_file():

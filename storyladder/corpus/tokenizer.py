@@ -100,7 +100,7 @@ def gpt2_tokenizer() -> Tokenizer:
     import tiktoken
 
     try:
-        raw = RANKS_FILE.read_bytes()
+        raw = RANKS_FILE.read_bytes().replace(b"\r\n", b"\n")  # of a copy made by way of Windows
     except OSError as error:
         raise DataError(
             f"cannot read {RANKS_FILE}: {error.strerror}; restore it with git checkout {RANKS_FILE.name}"

@@ -1,35 +1,25 @@
 """kernels.c, compiled for this CPU at its first use: about a second, once; later runs load what was compiled.
 
-Where there is no C compiler, or it fails, cpu_kernels() is None and the callers take torch operations: the same
-mathematics in more passes through memory.
+Where that is not possible, cpu_kernels() is None and the callers take torch operations: the same mathematics in more
+passes through memory.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from storyladder.settings import PROJECT
+from storyladder.learning.compiling import NotCompiled, load_compiled
 
 _SOURCE = Path(__file__).with_name("kernels.c")
-_FOLDER = PROJECT / ".kernels"  # what was compiled; may be deleted at any time
 # No -ffast-math: it would drop NaN, which a step must see. Wide vectors: on CPUs with AVX-512 a third faster here.
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"]
 _FLAGS += ["-fno-signed-zeros", "-freciprocal-math"]
 _WIDE = "-mprefer-vector-width=512"
-_COMPILE_SECONDS = 60
 _DTYPES = (torch.float32, torch.bfloat16)
 _LEVELS = 1 << 32
 _ROWS = 128  # ROWS in kernels.c: how many rows a partial sum takes
@@ -171,52 +161,23 @@ def kernels_for(x: Tensor) -> Kernels | None:
     return cpu_kernels() if x.device.type == "cpu" and x.dtype in _DTYPES else None
 
 
-@functools.cache
 def cpu_kernels() -> Kernels | None:
     """The kernels, compiled if need be; None where that is not possible."""
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        return None
-    with contextlib.suppress(OSError, subprocess.SubprocessError, AttributeError):
-        for flags in ([*_FLAGS, _WIDE], _FLAGS):  # not every compiler knows the option for wide vectors
-            path = _FOLDER / f"{_fingerprint(compiler, flags)}.so"
-            if path.exists() or _compile(compiler, flags, path):
-                return Kernels(ctypes.CDLL(str(path)))
-    return None
+    return _kernels_or_reason()[0]
 
 
-def _fingerprint(compiler: str, flags: list[str]) -> str:
-    """Changes with the source, the compiler and the CPU: a folder copied to another machine compiles anew."""
-    cpu = platform.processor()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        cpu = next(line for line in lines if line.startswith(("flags", "Features")))
-    parts = (_SOURCE.read_text(encoding="utf-8"), compiler, *flags, platform.platform(), cpu, torch.__version__)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def why_no_kernels() -> str:
+    """Why cpu_kernels() is None, in words for the user; empty where there are kernels."""
+    return _kernels_or_reason()[1]
 
 
-def _compile(compiler: str, flags: list[str], path: Path) -> bool:
-    """Write the library to `path`, whole or not at all; whether that worked."""
-    with _scratch_beside(path) as scratch:
-        built = scratch / path.name
-        # Linked without -fopenmp: torch's own OpenMP answers the calls. A second one would bring its own threads.
-        steps = (
-            [compiler, *flags, "-c", str(_SOURCE), "-o", f"{built}.o"],
-            [compiler, "-shared", f"{built}.o", "-o", str(built)],
-        )
-        for step in steps:
-            if subprocess.run(step, capture_output=True, timeout=_COMPILE_SECONDS, check=False).returncode:
-                return False
-        ctypes.CDLL(str(built))  # raises where a symbol is missing
-        os.replace(built, path)
-    return True
-
-
-@contextlib.contextmanager
-def _scratch_beside(path: Path) -> Iterator[Path]:
-    path.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        yield Path(folder)
+@functools.cache
+def _kernels_or_reason() -> tuple[Kernels | None, str]:
+    try:
+        # Not every compiler knows the option for wide vectors.
+        return Kernels(load_compiled(_SOURCE, ([*_FLAGS, _WIDE], _FLAGS), also=torch.__version__)), ""
+    except NotCompiled as error:
+        return None, str(error)
 
 
 def _half(x: Tensor) -> bool:

@@ -119,8 +119,25 @@ def read_checkpoint(path: Path) -> Payload:
     return {key: _unmapped(value) for key, value in _verified(path).items()}
 
 
+def peek_checkpoint(path: Path) -> Payload | None:
+    """What a checkpoint says of itself, unverified, with tensors that still lie in the file; None if it cannot."""
+    try:
+        return _opened(path)
+    except CheckpointError:
+        return None
+
+
 def _verified(path: Path) -> Payload:
-    """The same, with tensors that still lie in the file."""
+    """The same as read_checkpoint, with tensors that still lie in the file."""
+    content = _opened(path)
+    with _reading(path):
+        digest = digest_of(content)
+    if content.get("digest") != digest:
+        raise DamagedCheckpoint(f"{path} is damaged: its content does not match its digest")
+    return content
+
+
+def _opened(path: Path) -> Payload:
     if path.is_dir():
         raise DamagedCheckpoint(f"{path} is a folder and no checkpoint")
     if not path.is_file():
@@ -135,10 +152,6 @@ def _verified(path: Path) -> Payload:
         raise CheckpointError(
             f"{path} has format version {content.get('format_version')}, this program reads {FORMAT_VERSION}"
         )
-    with _reading(path):
-        digest = digest_of(content)
-    if content.get("digest") != digest:
-        raise DamagedCheckpoint(f"{path} is damaged: its content does not match its digest")
     return content
 
 

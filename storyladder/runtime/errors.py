@@ -9,6 +9,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+from storyladder.runtime.console import console
+
 # torchrun ends all processes of a group as soon as one has left: who has nothing to say lets the others speak first.
 LAST_WORDS = 1.0  # seconds
 _REQUIRED = ("torch", "tiktoken", "numpy", "tqdm", "ijson", "ftfy")
@@ -65,6 +67,12 @@ class PeerLost(UserError):
     exit_status = 75
 
 
+class OutputLost(UserError):
+    """Not all that was printed could be written, to a full disk for example; the work itself is done."""
+
+    exit_status = 74
+
+
 class OthersFailed(Exception):
     """Another process of the group met an error and tells it; this one leaves without a word."""
 
@@ -87,14 +95,25 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn a UserError into one message on stderr and its exit status; leave quietly on a signal or a closed pipe."""
-    try:
+    """Turn a UserError into one message on stderr and its exit status; leave quietly on a signal or a closed pipe.
+
+    Inside, everything may print: see runtime/console.py.
+    """
+    with console() as stdout, _as_exit_status():
         try:
             yield
         except SystemExit:  # --help leaves like this
-            _flush_stdout()
+            stdout.flush()
             raise
-        _flush_stdout()
+        stdout.flush()
+        if stdout.failure is not None:
+            raise OutputLost(f"not all of the output could be written ({stdout.failure.strerror}); the work is done")
+
+
+@contextlib.contextmanager
+def _as_exit_status() -> Iterator[None]:
+    try:
+        yield
     except UserError as error:
         _tell(error)
         raise SystemExit(error.exit_status) from None
@@ -112,8 +131,7 @@ def user_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except BrokenPipeError:
-        # `python generate.py | head`: the reader has left. Python would complain once more while flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `python generate.py | head`: the reader has left.
         raise SystemExit(141) from None  # 128 + SIGPIPE, which Windows does not name
 
 
@@ -128,9 +146,3 @@ def _tell(error: UserError) -> None:
 def speaks() -> bool:
     """Whether this process tells what all meet: of those that torchrun started on a machine, the first does."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("LOCAL_RANK", "0") == "0"
-
-
-def _flush_stdout() -> None:
-    """Here, where a closed pipe is expected. There is no stdout where the caller closed it."""
-    if sys.stdout is not None:
-        sys.stdout.flush()

@@ -15,8 +15,11 @@ from storyladder.runtime.errors import UserError
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` inside the `with`. UserError, naming the first holder, if another process has it."""
+def locked(path: Path, what: object = None) -> Iterator[None]:
+    """Hold the lock file `path` inside the `with`. UserError, naming the first holder, if another process has it.
+
+    `what` says what is in use then; without it, it is the folder.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -28,7 +31,7 @@ def locked(path: Path) -> Iterator[None]:
         if not _try_lock(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise UserError(f"{path.parent} is in use by {holder}; wait for it, or stop it first")
+            raise UserError(f"{what or path.parent} is in use by {holder}; wait for it, or stop it first")
         file.seek(0)
         file.truncate()
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -102,9 +103,12 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """A StopRequest that listens to signals inside the `with`; the old handlers come back afterwards.
 
     What is ignored stays ignored: `nohup` does so with SIGHUP, a shell script with SIGINT for what it puts into the
-    background.
+    background. Outside the main thread, as in a notebook's widget, Python lets nobody listen.
     """
     stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
     handlers: dict[int, Callable[[int, FrameType | None], None]] = {
         number: stop._on_leave for number in _LEAVE if signal.getsignal(number) is not signal.SIG_IGN
     }

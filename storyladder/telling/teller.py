@@ -11,17 +11,19 @@ from storyladder.learning.network import BuildModel, LanguageModel
 from storyladder.runtime.checkpoint import Payload, read_checkpoint
 from storyladder.runtime.errors import CheckpointError, SettingsError, say
 from storyladder.settings import Ladder, ModelConfig, check_part
-from storyladder.stage_files import StageFiles, check_content, script_of
+from storyladder.stage_files import StageFiles, broken_links, check_content, stage_command
 
 _STILL_GARBLED = 4.0  # nats per token; above it the words hardly make sentences
 
 
 @dataclasses.dataclass(frozen=True)
 class Teller:
-    """A model that tells stories, and the line that says which."""
+    """A model that tells stories, the line that says which, and more lines about where it came from."""
 
     model: LanguageModel
     words: str
+    notes: list[str]
+    seen_V: list[bool] | None  # tokens that training saw, where the checkpoint says so
 
 
 def load_teller(ladder: Ladder, checkpoint: Path | None, build_model: BuildModel, device: torch.device) -> Teller:
@@ -36,7 +38,23 @@ def load_teller(ladder: Ladder, checkpoint: Path | None, build_model: BuildModel
     model.load_state_dict(weights)
     model.to(device)
     model.eval()
-    return Teller(model, _words(path, payload))
+    seen_V = payload.get("seen_tokens")
+    return Teller(
+        model,
+        _words(path, payload),
+        notes=_origin(ladder, payload) if checkpoint is None else [],
+        seen_V=seen_V.bool().flatten().tolist() if isinstance(seen_V, torch.Tensor) else None,
+    )
+
+
+def _origin(ladder: Ladder, payload: Payload) -> list[str]:
+    """What to say where the ladder below this result was trained again since."""
+    return [
+        f"note: {words}; to train it again: {stage_command(ladder, name, '--fresh')}"
+        for stage in ladder.stages
+        if stage.name == payload.get("stage")
+        for name, words in broken_links(ladder, stage, payload)
+    ]
 
 
 def _highest(ladder: Ladder) -> tuple[Path, Payload]:
@@ -56,7 +74,7 @@ def _highest(ladder: Ladder) -> tuple[Path, Payload]:
                 say(f"warning: {note}")
             return path, payload
     damaged = f" ({'; '.join(notes)})" if notes else ""
-    first = ladder.command(script_of(ladder.stages[0].name))
+    first = stage_command(ladder, ladder.stages[0].name)
     raise CheckpointError(f"no stage has a result in {ladder.folder('checkpoints')}{damaged}; train one: {first}")
 
 

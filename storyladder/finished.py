@@ -1,0 +1,75 @@
+"""A stage that is asked for again after its end: is its result what would be trained now?
+
+Training never goes on from a result: the optimizer's state is gone, and the learning rate has come to its end. So what
+differs from what is asked now is refused, with the command that trains anew, or kept with --accept-changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from storyladder.command_line import StageRun
+from storyladder.corpus.token_file import recorded_fingerprint
+from storyladder.runtime.checkpoint import Loaded, Payload, put_aside, save_checkpoint
+from storyladder.runtime.errors import SaveFailed, UserError, say
+from storyladder.stage_files import StageFiles, broken_links, changes_since, check_shapes, load_result
+from storyladder.starting_point import say_all
+
+
+def say_finished(run: StageRun, files: StageFiles) -> None:
+    """Say what the result is, mend it if it is damaged; UserError if it is not what is asked for now."""
+    loaded = load_result(run.ladder, run.stage)
+    assert loaded is not None
+    say_all(loaded.notes)
+    check_shapes(loaded.payload, files.result, run.ladder.model)
+    if loaded.path != files.result:
+        _write_result_anew(files, loaded)
+    _compare(run, loaded.payload)
+    if run.minutes is not None:
+        minutes = f"{run.minutes:g}"
+        say(
+            f"--minutes {minutes} changes nothing in a finished stage; to train it anew in that time: "
+            f"{run.again('--fresh', '--minutes', minutes)}"
+        )
+    print(
+        f"stage {run.stage.name} is finished: {loaded.path.name} has validation loss "
+        f"{loaded.payload['val_loss']:.4f} from step {loaded.payload['step']:,}. "
+        f"Start it over with {run.again('--fresh')}"
+    )
+    files.forget_resume_state()
+
+
+def _compare(run: StageRun, payload: Payload) -> None:
+    """UserError if the stage would be another one today; with --accept-changes a warning."""
+    *ancestors, saved = payload["settings"]["stages"]
+    asked = dataclasses.asdict(run.stage)
+    # Settings that came into being after the result differ in nothing that can be known.
+    settings = {**payload["settings"], "stages": [*ancestors, {**asked, **saved}]}
+    folder = run.ladder.folder("data")
+    data = {name: recorded_fingerprint(folder / name) for name in (run.stage.train_file, run.stage.val_file)}
+    there = {name: fingerprint for name, fingerprint in data.items() if fingerprint is not None}
+    changes = changes_since({**payload, "settings": settings}, run.ladder, run.stage, there)
+    changes += [words for _, words in broken_links(run.ladder, run.stage, payload)]
+    if changes and not run.accept_changes:
+        raise UserError(
+            f"stage {run.stage.name} is finished, but not as it is asked for now: {'; '.join(changes)}. To train it "
+            f"anew and keep the old result aside: {run.again('--fresh')}; to leave it as it is: "
+            f"{run.again('--accept-changes')}"
+        )
+    if saved.get("patience", run.stage.patience) != run.stage.patience:
+        changes.append(f"patience was {saved['patience']} and is {run.stage.patience}")
+    if changes:
+        say(f"warning: stage {run.stage.name} stays as it was trained, although {'; '.join(changes)}")
+
+
+def _write_result_anew(files: StageFiles, best: Loaded) -> None:
+    """Put the best weights in the place of a damaged result, which is kept aside."""
+    aside = put_aside(files.result)
+    try:
+        save_checkpoint(files.result, best.payload, keep_previous=False)
+    except OSError as error:
+        raise SaveFailed(
+            f"{files.result} is damaged and could not be written anew ({error.strerror}); the weights are safe in "
+            f"{best.path}. Make room, then run the same command again"
+        ) from None
+    say(f"{files.result.name} was written anew from {best.path.name}; the damaged one is kept as {aside.name}")
