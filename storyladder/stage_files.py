@@ -24,8 +24,6 @@ from storyladder.runtime.checkpoint import Loaded, Payload, previous_of, read_ch
 from storyladder.runtime.errors import CheckpointError, DamagedCheckpoint
 from storyladder.settings import Ladder, ModelConfig, StageConfig
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state, which the token embedding has under every optimizer
-
 
 @dataclasses.dataclass
 class TrainState:
