@@ -33,8 +33,6 @@ from storyladder.runtime.checkpoint import (
 from storyladder.runtime.errors import CheckpointError, DamagedCheckpoint
 from storyladder.settings import STAGE_SCRIPTS, Ladder, ModelConfig, StageConfig
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's state, which the token embedding has under every optimizer
-
 
 @dataclasses.dataclass
 class TrainState:

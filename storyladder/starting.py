@@ -19,7 +19,7 @@ from storyladder.learning.device_steps import DeviceSteps
 from storyladder.learning.kernels import why_no_kernels
 from storyladder.learning.memory import fitting_micro_batch
 from storyladder.learning.network import EMBEDDING, BuildModel, LanguageModel
-from storyladder.learning.optimizer import build_optimizer
+from storyladder.learning.optimizer import MOMENTS, build_optimizer
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.runtime.checkpoint import Payload
 from storyladder.runtime.distributed import Group, own_device
@@ -37,7 +37,6 @@ from storyladder.runtime.run_log import RunLog
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import StageConfig
 from storyladder.stage_files import (
-    MOMENTS,
     StageFiles,
     TrainState,
     plain_settings,
@@ -232,7 +231,7 @@ def _vocabulary(run: StageRun, data: StageData, payload: Payload | None) -> Comp
     if payload is not None:
         seen_V |= payload["seen_tokens"].bool()
         moments = payload["optimizer"] if "progress" in payload else {}
-        shared = [payload["model"], *(moments[name] for name in MOMENTS if moments.get("updates"))]
+        shared = [payload["model"], *(moments[name] for name in MOMENTS["adamw"] if moments.get("updates"))]
         plan = CompactVocabulary(seen_V)
         compact = compact and all(plan.can_share(tensors[EMBEDDING]) for tensors in shared)
     return CompactVocabulary(seen_V, compact=compact)
