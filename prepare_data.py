@@ -93,13 +93,10 @@ def stage_texts(
     texts = {}
     for name in names:
         try:
-            files = download_source(
-                SOURCES[name],
-                ladder.raw_folder / name,
-                endpoint=hub_endpoint(),
-                limit_bytes=limit_bytes,
-                stop_requested=lambda: stop.requested,
-            )
+            with stop.at_once():
+                files = download_source(
+                    SOURCES[name], ladder.raw_folder / name, endpoint=hub_endpoint(), limit_bytes=limit_bytes
+                )
         except KeyboardInterrupt:
             stop.check()  # knows which signal it was
             raise

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 # torchrun ends all processes of a group as soon as one has left: who has nothing to say lets the others speak first.
 LAST_WORDS = 1.0  # seconds
-_REQUIRED = ("torch", "tiktoken", "numpy", "tqdm")
+_REQUIRED = ("torch", "tiktoken", "numpy", "tqdm", "huggingface_hub")
 
 
 class UserError(Exception):

@@ -36,6 +36,7 @@ class StopRequest:
         self._speaks = True
         self._settled: int | None = None  # what all processes of a group know of
         self._settled_save = False
+        self._at_once = False
 
     def share(self, *, speaks: bool) -> None:
         """From now on act on what a group has agreed on only; `speaks` says whether this process talks to the user."""
@@ -68,6 +69,15 @@ class StopRequest:
         if self.signal_number is not None:
             raise Interrupted(self.signal_number)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside the `with` a signal that asks to leave raises KeyboardInterrupt: for waits in code that cannot ask."""
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+
     def request_save(self) -> None:
         """Ask to save and go on, as SIGUSR1 does."""
         self._save = True
@@ -86,6 +96,8 @@ class StopRequest:
                 return
             os._exit(128 + number)
         self.signal_number, self._heard_at = number, time.monotonic()
+        if self._at_once:
+            raise KeyboardInterrupt
         if not self._speaks:
             return
         # Not print: it raises where the signal came in the middle of another print. And SIGHUP says that the terminal
