@@ -1,7 +1,8 @@
 """How files come from the hub: `huggingface_hub` fetches them, and what goes wrong on the way is told by its cause.
 
 Knows that library (0.34 to 1.x) and its errors. Does not know which files there are, nor what they end up as. The
-token, proxies, certificates, the hub's cache and offline mode are as the environment sets them for the library.
+token, proxies, certificates, the hub's cache and offline mode are as the environment sets them for the library. Xet is
+not used: it cannot resume a file, keeps its chunks a second time, and asks servers that a mirror is meant to replace.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import functools
 import hashlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,11 +25,9 @@ from storyladder.runtime.errors import DownloadError
 BLOCK_BYTES = 4 << 20
 ATTEMPTS = 5  # in a row without a byte more than ever before; the waits between them are 1, 2, 4 and 8 s
 LONGEST_WAIT_S = 120.0
-# What the library is told where the user has not decided. Xet cannot resume a file, keeps its chunks a second time
-# under ~/.cache, and asks servers that a mirror in HF_ENDPOINT is meant to replace.
+# what the library is told where the user has not decided
 _DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_HUB_DISABLE_XET": "1",
     "HF_HUB_DOWNLOAD_TIMEOUT": "30",  # seconds without a byte
     "HF_HUB_ETAG_TIMEOUT": "30",
 }
@@ -59,7 +57,7 @@ class Hub:
         """huggingface_hub, imported only when something is missing: it reads the environment at that moment."""
         for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
-        import huggingface_hub.constants
+        import huggingface_hub.file_download
 
         # It writes a chunk only when all of it has come: 10 MB are more than a slow line brings before it drops.
         huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 18
@@ -76,9 +74,9 @@ class Hub:
                 large = [(file.rfilename, file.lfs) for file in told.siblings or () if file.lfs]
                 return {path: (lfs.size, lfs.sha256) for path, lfs in large}
             except (TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise DownloadError(self._no_hub(error)) from None
+                raise DownloadError(self._no_hub(type(error).__name__)) from None
 
-        found = self._patiently(attempt, lambda: 0)
+        found = self._patiently(attempt)
         self.answered = True
         return found
 
@@ -87,15 +85,25 @@ class Hub:
         found = self.library.try_to_load_from_cache(self.repo, path, revision=self.revision, repo_type="dataset")
         return Path(found).resolve() if isinstance(found, str) else None
 
-    def fetch(self, path: str, folder: Path) -> Path:
-        """Bring a file whole into `folder`, where the library keeps what has come so far; nothing is hashed."""
+    def fetch(self, path: str, total_bytes: int, part_path: Path) -> None:
+        """Bring a file whole, going on where `part_path` ends; its SHA-256 is for the caller to check.
 
-        def attempt() -> Path:
-            where = {"revision": self.revision, "endpoint": self.endpoint, "local_dir": folder}
-            where["cache_dir"] = folder  # it would copy a damaged file out of the user's cache, whatever its hash
-            return Path(self.library.hf_hub_download(self.repo, path, repo_type="dataset", **where))
+        Not by hf_hub_download: from some 1.x on it begins at zero after every Ctrl-C. What it is built on resumes.
+        """
+        where = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
+        url = self.library.hf_hub_url(self.repo, path, **where)
 
-        return self._patiently(attempt, lambda: bytes_under(folder), restart=lambda: shutil.rmtree(folder))
+        def attempt() -> None:
+            # first, because http_get gives up the part when an answer is not the rest of it, as a log-in page is not
+            told = self.library.get_hf_file_metadata(url, endpoint=self.endpoint)
+            if told.size != total_bytes:
+                raise DownloadError(self._no_hub(f"{told.size} bytes for {path}, expected {total_bytes:,}"))
+            with part_path.open("ab") as part:
+                how: dict[str, Any] = {"expected_size": total_bytes, "displayed_filename": part_path.stem}
+                how["headers"] = self.library.utils.build_hf_headers()
+                self.library.file_download.http_get(url, part, resume_size=part.tell(), **how)
+
+        self._patiently(attempt, part_path)
 
     def fetch_beginning(self, path: str, total_bytes: int, first_bytes: int, part_path: Path) -> None:
         """Bring the first bytes of a file by ranged reads, going on where `part_path` ends."""
@@ -117,16 +125,14 @@ class Hub:
                         part.write(block)
                         bar.update(asked)
 
-        if part_path.exists() and part_path.stat().st_size > first_bytes:
+        if size_of(part_path) > first_bytes:
             part_path.unlink()
-        if not part_path.exists() or part_path.stat().st_size < first_bytes:
-            self._patiently(attempt, lambda: bytes_under(part_path), restart=part_path.unlink)
+        if size_of(part_path) < first_bytes:
+            self._patiently(attempt, part_path)
 
-    def _patiently(
-        self, attempt: Callable[[], T], reached: Callable[[], int], restart: Callable[[], None] = lambda: None
-    ) -> T:
-        """Repeat an attempt, with growing waits, until it succeeds or has stopped making progress."""
-        failures, furthest = 0, reached()
+    def _patiently(self, attempt: Callable[[], T], part_path: Path | None = None) -> T:
+        """Repeat an attempt, with growing waits, until it succeeds or its part has stopped growing."""
+        failures, furthest = 0, size_of(part_path)
         while True:
             try:
                 return attempt()
@@ -134,12 +140,12 @@ class Hub:
                 raise
             except Exception as error:
                 hiccup = self._judged(error)
-            failures = 1 if reached() > furthest else failures + 1
-            furthest = max(furthest, reached())
+            failures = 1 if size_of(part_path) > furthest else failures + 1
+            furthest = max(furthest, size_of(part_path))
             if failures >= ATTEMPTS:
                 raise DownloadError(f"{hiccup}, {ATTEMPTS} times in a row; {self.advice}")
-            if hiccup.restart:
-                restart()
+            if part_path and hiccup.restart:
+                part_path.unlink(missing_ok=True)
             wait_s = min(max(2.0 ** (failures - 1), hiccup.wait_s), LONGEST_WAIT_S)
             self.say(f"{hiccup}; trying again in {wait_s:.0f} s")
             time.sleep(wait_s)
@@ -175,7 +181,7 @@ class Hub:
             ) from None
         network = {type(link).__module__.partition(".")[0] for link in chain} & {"requests", "httpx", "urllib3"}
         if names & _NO_ANSWER_OF_A_HUB or isinstance(first, ValueError):
-            raise DownloadError(self._no_hub(first)) from None
+            raise DownloadError(self._no_hub(type(first).__name__)) from None
         on_disk = isinstance(first, OSError) and first.errno and not isinstance(first, (ConnectionError, TimeoutError))
         if on_disk or not (network or isinstance(first, OSError)):
             raise error
@@ -201,9 +207,9 @@ class Hub:
             what += f": no such file of {self.repo} at revision {self.revision}"
         raise DownloadError(f"{what}; {self.advice}")
 
-    def _no_hub(self, error: BaseException) -> str:
+    def _no_hub(self, why: str) -> str:
         return (
-            f"{self.endpoint} does not answer as a hub does ({type(error).__name__}). Is a log-in page of your network "
+            f"{self.endpoint} does not answer as a hub does ({why}). Is a log-in page of your network "
             f"in between? Open {self.endpoint} in a browser, or {self.advice}"
         )
 
@@ -227,9 +233,9 @@ def _retry_after_s(headers: Any) -> float:
     return float(value) if re.fullmatch("[0-9]{1,9}", value) else 0.0
 
 
-def bytes_under(path: Path) -> int:
-    """The size of a file, or of all files in a folder."""
-    return sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+def size_of(path: Path | None) -> int:
+    """The bytes of a file; 0 where there is none."""
+    return path.stat().st_size if path and path.exists() else 0
 
 
 def sha256_of(path: Path) -> str:

@@ -4,11 +4,10 @@ Knows repositories, pinned revisions, sizes and hashes. Does not know the networ
 what a story is: only what ends one, so that a part ends cleanly. In the folder of a corpus:
 
     NAME                complete and verified; nothing else ever gets this name from here
-    NAME.download/      where huggingface_hub keeps what has come so far; the next run resumes it
+    NAME.part           what has come so far; the next run goes on from its end
     NAME.verified       size, SHA-256 and time of change when NAME was verified, so that it is not hashed every time
     NAME.rejected       a truncated or foreign file that lay under NAME: set aside, never used
-    STEM.first-N-bytes.txt  the beginning of STEM.txt (or .jsonl), up to the last story that ends within N bytes; before
-                        that, STEM.first-N-bytes.txt.part
+    STEM.first-N-bytes.txt  the beginning of STEM.txt (or .jsonl), up to the last story that ends within N bytes
 
 Files land here and not in the hub's cache: the user sees them, deletes them with the project, and 7.4 GB are not stored
 twice. What that cache already holds at the pinned revision is checked and linked, also without a network.
@@ -30,7 +29,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from storyladder.corpus.download import BLOCK_BYTES, Hub, bytes_under, disk_errors, sha256_of
+from storyladder.corpus.download import BLOCK_BYTES, Hub, disk_errors, sha256_of, size_of
 from storyladder.runtime.errors import DownloadError
 
 HUGGING_FACE = "https://huggingface.co"
@@ -170,8 +169,7 @@ class _Item:
 
     @property
     def part(self) -> Path:
-        """Where what has come so far is kept: the library's folder, or the beginning of a beginning."""
-        return self.path.with_name(f"{self.path.name}.{'part' if self.whole else 'download'}")
+        return self.path.with_name(f"{self.path.name}.part")
 
     def beginning(self, length: int) -> _Item:
         path = self.path.with_name(f"{self.path.stem}.first-{length}-bytes{self.path.suffix}")
@@ -297,7 +295,7 @@ def _set_aside(item: _Item, say: Callable[[str], None]) -> None:
 
 def _check_disk(missing: list[_Item], folder: Path, free: int) -> None:
     """Refuse before the first byte what the disk cannot take."""
-    needed = sum(item.length - bytes_under(item.part) for item in missing) + SPARE_DISK_BYTES
+    needed = sum(item.length - size_of(item.part) for item in missing) + SPARE_DISK_BYTES
     if missing and free < needed:
         raise DownloadError(
             f"the disk of {folder} has {free:,} bytes free, expected at least {needed:,}, {SPARE_DISK_BYTES:,} of them "
@@ -311,21 +309,18 @@ def _bring(item: _Item, hub: Hub) -> Path:
         return _bring_beginning(item, item.whole, hub)
     cached = hub.cached(item.remote)
     if cached is not None and sha256_of(cached) == item.sha256:
+        item.part.unlink(missing_ok=True)
         try:
-            os.link(cached, item.path)
+            os.link(cached, item.part)
         except OSError:  # another disk, or one without links
             shutil.copyfile(cached, item.part)
-            os.replace(item.part, item.path)
-        _write_record(item, item.path, item.sha256)
-        return item.path
+        return _publish(item, item.sha256)
     _check_published(item, hub)
     for last_chance in (False, True):
-        fetched = hub.fetch(item.remote, item.part)
-        if (got := sha256_of(fetched)) == item.sha256:
-            _publish(item, fetched, got)
-            shutil.rmtree(item.part)
-            return item.path
-        shutil.rmtree(item.part)
+        hub.fetch(item.remote, item.length, item.part)
+        if (got := sha256_of(item.part)) == item.sha256:
+            return _publish(item, got)
+        item.part.unlink()
         message = f"{item.remote} came from {hub.endpoint} with SHA-256 {got}, expected {item.sha256}"
         if not last_chance:
             hub.say(f"{message}: once more from zero")
@@ -343,12 +338,13 @@ def _check_published(item: _Item, hub: Hub) -> None:
         )
 
 
-def _publish(item: _Item, contents: Path, sha256: str) -> None:
-    """Give verified contents their final name, durably."""
-    with contents.open("r+b") as file:
-        os.fsync(file.fileno())
-    _write_record(item, contents, sha256)
-    os.replace(contents, item.path)
+def _publish(item: _Item, sha256: str) -> Path:
+    """Give the part, which is whole and has this SHA-256, its final name."""
+    with item.part.open("r+b") as part:
+        os.fsync(part.fileno())
+    _write_record(item, item.part, sha256)
+    os.replace(item.part, item.path)
+    return item.path
 
 
 def _bring_beginning(item: _Item, whole: _Item, hub: Hub) -> Path:
@@ -363,8 +359,7 @@ def _bring_beginning(item: _Item, whole: _Item, hub: Hub) -> Path:
         hub.fetch_beginning(item.remote, whole.length, item.length, item.part)
     _end_with_a_story(item, hub.endpoint)
     hub.say(f"{item.path}: only the beginning of {whole.path.name}, which cannot be checked by SHA-256")
-    _publish(item, item.part, sha256_of(item.part))
-    return item.path
+    return _publish(item, sha256_of(item.part))
 
 
 def _end_with_a_story(item: _Item, origin: str) -> None:
