@@ -33,7 +33,7 @@ class Answer:
     stops_after: int | None = None  # bytes of the body
     resets: bool = False
     stalls: bool = False
-    interrupts: bool = False  # sends SIGINT to this process after its last byte, and stalls
+    interrupts: bool = False  # after its last byte the program that asked gets a signal; stalls
     ignores_range: bool = False
     without_length: bool = False
 
@@ -68,6 +68,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.tokens: set[str | None] = set()
         self.bytes_sent = 0  # of files
         self.may_interrupt: Callable[[], bool] = lambda: True  # whether what was sent has arrived
+        self.interrupt: Callable[[], None] = lambda: os.kill(os.getpid(), signal.SIGINT)
         self.closing = threading.Event()
 
     @property
@@ -134,7 +135,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if answer.interrupts:
             while not self.server.may_interrupt() and not self.server.closing.wait(0.01):
                 pass
-            os.kill(os.getpid(), signal.SIGINT)
+            self.server.interrupt()
         if answer.stalls or answer.interrupts:
             self.server.closing.wait(5)
         if answer.resets:

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub import utils as hub_utils
 from loopback_hub import LOGIN_PAGE, REPO, REVISION, Answer, Hub, self_signed, serving
-from running import edited_config, run_script
+from running import ENVIRONMENT, command, edited_config, run_script
 
 from storyladder.corpus.download import ATTEMPTS, BLOCK_BYTES, LONGEST_WAIT_S
 from storyladder.corpus.sources import (
@@ -506,11 +507,35 @@ def test_a_proxy_of_the_environment_is_used_and_named_when_it_fails(
     new_session()
 
 
+@pytest.mark.parametrize("stage", ["tiny", "children"], ids=["a beginning", "a whole file"])
+def test_a_signal_leaves_with_its_own_status_and_keeps_what_has_come(hub: Hub, tmp_path: Path, stage: str) -> None:
+    source, raw = SOURCES[stage], tmp_path / "data" / "raw" / stage
+    hub.repo, hub.revision = source.repo, source.revision
+    hub.files = {file.path: STORY * 150_000 for file in source.files[:1] + source.val_files}
+    hub.listed = {file.path: {"size": file.bytes, "sha256": file.sha256} for file in source.files if file.bytes}
+    hub.script = [Answer()] * (stage == "tiny") + [Answer(stops_after=BLOCK_BYTES, interrupts=True)]
+    parts = raw.glob
+    flags = ("--config", own_config(tmp_path), "--download", "--stage", stage, "--limit-mb", "5")
+    environment = ENVIRONMENT | {"HF_ENDPOINT": hub.address, "NO_PROXY": "*"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command("prepare_data.py", *flags), env=environment, **pipes) as process:
+        hub.may_interrupt = lambda: [part.stat().st_size for part in parts("*.part")] == [BLOCK_BYTES]
+        hub.interrupt = lambda: process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == 143
+    assert [path.stat().st_size for path in raw.iterdir()] == [BLOCK_BYTES]
+    assert not list((tmp_path / "data").glob("*.bin*"))
+
+
+def own_config(tmp_path: Path) -> Path:
+    """config.py with all folders under tmp_path."""
+    return edited_config(tmp_path, f"HERE = Paths(root={str(tmp_path)!r})", "PRESETS = (replace(LADDER, paths=HERE),)")
+
+
 def run_download(tmp_path: Path, hub: Hub, **environment: str) -> Any:
     """`prepare_data.py --download` as a user runs it, with folders under tmp_path."""
-    lines = (f"HERE = Paths(root={str(tmp_path)!r})", "PRESETS = (replace(LADDER, paths=HERE),)")
     own = {"HF_ENDPOINT": hub.address, "NO_PROXY": "*", "HF_HOME": str(tmp_path / "hf")}
-    flags = ("--config", edited_config(tmp_path, *lines), "--download", "--stage", "tiny", "--limit-mb", "0.05")
+    flags = ("--config", own_config(tmp_path), "--download", "--stage", "tiny", "--limit-mb", "0.05")
     return run_script("prepare_data.py", *flags, environment=own | environment)
 
 

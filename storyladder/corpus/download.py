@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import os
 import re
 import time
@@ -41,6 +42,18 @@ class Hiccup(Exception):
     def __init__(self, reason: str, *, wait_s: float = 0.0, restart: bool = False) -> None:
         super().__init__(reason)
         self.wait_s, self.restart = wait_s, restart
+
+
+class _Part(io.FileIO):
+    """A file that http_get appends to; it truncates it whenever an answer to a Range begins at zero, without end."""
+
+    restarts = 0
+
+    def truncate(self, size: int | None = None) -> int:
+        self.restarts += 1
+        if self.restarts >= ATTEMPTS:
+            raise Hiccup(f"the connection broke {ATTEMPTS} times and began at zero again")
+        return super().truncate(size)
 
 
 class Hub:
@@ -98,7 +111,7 @@ class Hub:
             told = self.library.get_hf_file_metadata(url, endpoint=self.endpoint)
             if told.size != total_bytes:
                 raise DownloadError(self._no_hub(f"{told.size} bytes for {path}, expected {total_bytes:,}"))
-            with part_path.open("ab") as part:
+            with _Part(part_path, "ab") as part:
                 how: dict[str, Any] = {"expected_size": total_bytes, "displayed_filename": part_path.stem}
                 how["headers"] = self.library.utils.build_hf_headers()
                 self.library.file_download.http_get(url, part, resume_size=part.tell(), **how)
@@ -152,6 +165,8 @@ class Hub:
 
     def _judged(self, error: Exception) -> Hiccup:
         """A failure that may pass; raises a DownloadError for one that will not, and what is no failure of the hub."""
+        if isinstance(error, Hiccup):
+            return error
         chain = _chain(error)
         first = chain[0]
         names = {kind.__name__ for link in chain for kind in type(link).__mro__}
