@@ -92,14 +92,10 @@ def stage_texts(
         return texts_of_folder(flags.folder, ladder, names)
     texts = {}
     for name in names:
-        try:
-            with stop.at_once():
-                files = download_source(
-                    SOURCES[name], ladder.raw_folder / name, endpoint=hub_endpoint(), limit_bytes=limit_bytes
-                )
-        except KeyboardInterrupt:
-            stop.check()  # knows which signal it was
-            raise
+        with stop.at_once("the download stops here; the same command resumes it"):
+            files = download_source(
+                SOURCES[name], ladder.raw_folder / name, endpoint=hub_endpoint(), limit_bytes=limit_bytes
+            )
         texts[name] = text_of_files(files)
     return texts
 

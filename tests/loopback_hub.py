@@ -150,7 +150,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self._refused(401, "GatedRepo" if hub.gated else "RepoNotFound")
         if path.startswith("cdn/"):
             return 200, {}, hub.files[path.removeprefix("cdn/")]
-        match = re.fullmatch(r"(api/)?datasets/(some/\w+|\w+/[\w-]+)/(revision|resolve)/(\w+)(?:/(.*))?", path)
+        match = re.fullmatch(r"(api/)?datasets/([\w-]+/[\w-]+)/(revision|resolve)/(\w+)(?:/(.*))?", path)
         if match is None or match[2] != hub.repo or match[4] != hub.revision:
             return self._refused(404, "RevisionNotFound" if match and match[2] == hub.repo else "RepoNotFound")
         if match[3] == "revision":

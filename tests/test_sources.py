@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -32,7 +33,6 @@ from storyladder.corpus.sources import (
     RemoteFile,
     Source,
     download_source,
-    free_disk_bytes,
     hub_endpoint,
 )
 from storyladder.runtime.errors import DownloadError
@@ -87,7 +87,7 @@ class Here:
         self.said: list[str] = []
 
     def bring(self, source: Source, **changes: Any) -> list[Path]:
-        how: dict[str, Any] = {"endpoint": self.hub.address, "say": self.said.append, "free_bytes": lambda _: 10**12}
+        how: dict[str, Any] = {"endpoint": self.hub.address, "say": self.said.append}
         return download_source(source, self.folder, **how | changes)
 
     def refusal(self, source: Source, **changes: Any) -> str:
@@ -401,7 +401,7 @@ def test_another_revision_or_dataset_or_file_is_told_by_what_is_missing(
     source = serve(hub)
     unknown = replace(source, revision="cd" * 20)
     assert_told_at_once(hub, here, waited, unknown, "404", f"{REPO} has no revision {'cd' * 20}", "HF_ENDPOINT")
-    assert_told_at_once(hub, here, waited, replace(source, repo="some/tales"), "404", "no such", "some/tales")
+    assert_told_at_once(hub, here, waited, replace(source, repo="some/tales"), "404", "some/tales at revision")
     hub.files["other.txt"] = hub.files.pop("data/tales.txt")
     assert_told_at_once(hub, here, waited, source, "gives no size and SHA-256 for data/tales.txt", REPO)
     by_hand = f"by hand into {here.folder} and run: python prepare_data.py --stage tiny --from {here.folder}"
@@ -482,6 +482,20 @@ def test_a_certificate_that_nobody_vouches_for_is_told_at_once_and_can_be_truste
         assert here.bring(source, endpoint=secure.address)[0].read_bytes() == BODY
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_a_file_of_certificates_that_is_not_there_is_named(
+    here: Here, waited: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "typo.pem"))
+    new_session()
+    with serving(Hub(self_signed(tmp_path / "own.pem"))) as secure:
+        words = ("SSL_CERT_FILE is", "typo.pem', expected a file; correct or unset it")
+        assert_told_at_once(secure, here, waited, serve(secure), *words, endpoint=secure.address)
+    monkeypatch.undo()
+    new_session()
+
+
 def new_session() -> None:
     """What a new process would have: the library reads certificates and proxies when it opens a session."""
     (hub_utils.reset_sessions if hasattr(hub_utils, "reset_sessions") else hub_utils.close_session)()
@@ -513,7 +527,8 @@ def test_a_signal_leaves_with_its_own_status_and_keeps_what_has_come(hub: Hub, t
     hub.repo, hub.revision = source.repo, source.revision
     hub.files = {file.path: STORY * 150_000 for file in source.files[:1] + source.val_files}
     hub.listed = {file.path: {"size": file.bytes, "sha256": file.sha256} for file in source.files if file.bytes}
-    hub.script = [Answer()] * (stage == "tiny") + [Answer(stops_after=BLOCK_BYTES, interrupts=True)]
+    cut = Answer(stops_after=BLOCK_BYTES, interrupts=True)
+    hub.script = [Answer(), replace(cut, stops_after=1000)] if stage == "tiny" else [cut]
     parts = raw.glob
     flags = ("--config", own_config(tmp_path), "--download", "--stage", stage, "--limit-mb", "5")
     environment = ENVIRONMENT | {"HF_ENDPOINT": hub.address, "NO_PROXY": "*"}
@@ -521,7 +536,7 @@ def test_a_signal_leaves_with_its_own_status_and_keeps_what_has_come(hub: Hub, t
     with subprocess.Popen(command("prepare_data.py", *flags), env=environment, **pipes) as process:
         hub.may_interrupt = lambda: [part.stat().st_size for part in parts("*.part")] == [BLOCK_BYTES]
         hub.interrupt = lambda: process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=60) == ("", "")
+        assert process.communicate(timeout=60) == ("", "\nthe download stops here; the same command resumes it\n")
     assert process.returncode == 143
     assert [path.stat().st_size for path in raw.iterdir()] == [BLOCK_BYTES]
     assert not list((tmp_path / "data").glob("*.bin*"))
@@ -725,7 +740,9 @@ def test_bytes_that_do_not_have_the_listed_hash_are_refused(hub: Hub, here: Here
 
 def test_a_listing_that_contradicts_the_table_is_refused(hub: Hub, here: Here) -> None:
     source = serve(hub, "a.json", bytes=7, sha256=None)
-    assert f"{len(BODY):,} bytes in the listing of {hub.address}, expected 7" in here.refusal(source)
+    assert f"{len(BODY):,} bytes and SHA-256 {sha256(BODY)} in the listing of {hub.address}, expected 7 and" in (
+        here.refusal(source)
+    )
 
 
 @pytest.mark.parametrize("change", [{"sha256": "../x"}, {"size": "300000"}, {"size": -1}, {"sha256": None}])
@@ -738,19 +755,24 @@ def test_a_listing_without_size_or_hash_is_refused(hub: Hub, here: Here, change:
 # The disk
 
 
-def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(hub: Hub, here: Here) -> None:
-    source = serve(hub)
-    needed = len(BODY) + SPARE_DISK_BYTES
-    message = here.refusal(source, free_bytes=lambda folder: needed - 1)
+def test_a_disk_that_is_too_small_is_refused_before_the_first_byte(
+    hub: Hub, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, needed = serve(hub), len(BODY) + SPARE_DISK_BYTES
+
+    def set_free(size: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=size))
+
+    set_free(needed - 1)
+    message = here.refusal(source)
     assert f"{needed - 1:,} bytes free, expected at least {needed:,}" in message
     assert hub.requests == []
+    set_free(needed)
     here.begun(source)
-    here.bring(source, free_bytes=lambda folder: needed - 2 * CHUNK)
-    here.bring(source, free_bytes=lambda folder: 0)  # nothing is missing any more
-
-
-def test_the_free_bytes_of_a_disk_are_real(tmp_path: Path) -> None:
-    assert free_disk_bytes(tmp_path) > 0
+    set_free(needed - 2 * CHUNK)
+    here.bring(source)
+    set_free(0)
+    here.bring(source)  # nothing is missing any more
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a disk that is always full")

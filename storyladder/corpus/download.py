@@ -32,7 +32,26 @@ _DEFAULTS = {
     "HF_HUB_DOWNLOAD_TIMEOUT": "30",  # seconds without a byte
     "HF_HUB_ETAG_TIMEOUT": "30",
 }
-_NO_ANSWER_OF_A_HUB = {"FileMetadataError", "TooManyRedirects", "InvalidSchema", "UnsupportedProtocol", "InvalidURL"}
+_CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_NETWORK = ("requests", "urllib3", "httpx", "httpcore")
+# What trying again does not mend, by the name of an error on the way to it, and what to tell then.
+_NO_HUB = (
+    "{endpoint} does not answer as a hub does ({reason}). Is a log-in page of your network in between? Open {endpoint} "
+    "in a browser, or {advice}"
+)
+_LASTING = {
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and files of {repo} are neither here nor in the hub's cache; unset "
+    "HF_HUB_OFFLINE, or {advice}",
+    "SSLCertVerificationError": "the certificate of {endpoint} is not trusted ({reason}), as behind a proxy that reads "
+    "along; set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to a file with the root certificate of your network",
+    "ProxyError": "the proxy did not let {endpoint} through ({reason}); correct HTTPS_PROXY or HTTP_PROXY, with its "
+    "user and password if it wants them (http://USER:PASSWORD@HOST:PORT), or add the host to NO_PROXY",
+    "gaierror": "the name in {endpoint} could not be looked up ({reason}); connect to a network, correct HF_ENDPOINT, "
+    "or {advice}",
+    "TooManyRedirects": _NO_HUB,
+    "UnsupportedProtocol": _NO_HUB,
+    "InvalidURL": _NO_HUB,
+}
 T = TypeVar("T")
 
 
@@ -87,7 +106,7 @@ class Hub:
                 large = [(file.rfilename, file.lfs) for file in told.siblings or () if file.lfs]
                 return {path: (lfs.size, lfs.sha256) for path, lfs in large}
             except (TypeError, KeyError, AttributeError, RecursionError) as error:
-                raise DownloadError(self._no_hub(type(error).__name__)) from None
+                raise self._why(_NO_HUB, error) from None
 
         found = self._patiently(attempt)
         self.answered = True
@@ -110,7 +129,7 @@ class Hub:
             # first, because http_get gives up the part when an answer is not the rest of it, as a log-in page is not
             told = self.library.get_hf_file_metadata(url, endpoint=self.endpoint)
             if told.size != total_bytes:
-                raise DownloadError(self._no_hub(f"{told.size} bytes for {path}, expected {total_bytes:,}"))
+                raise self._why(_NO_HUB, f"{told.size} bytes for {path}, expected {total_bytes:,}")
             with _Part(part_path, "ab") as part:
                 how: dict[str, Any] = {"expected_size": total_bytes, "displayed_filename": part_path.stem}
                 how["headers"] = self.library.utils.build_hf_headers()
@@ -168,65 +187,45 @@ class Hub:
         if isinstance(error, Hiccup):
             return error
         chain = _chain(error)
-        first = chain[0]
-        names = {kind.__name__ for link in chain for kind in type(link).__mro__}
-        reason = " ".join(str(chain[-1]).split()) or type(chain[-1]).__name__
-        response = next((found for link in chain if (found := getattr(link, "response", None)) is not None), None)
-        if "OfflineModeIsEnabled" in names:
-            raise DownloadError(
-                f"HF_HUB_OFFLINE is set, and files of {self.repo} are neither here nor in the hub's cache; unset "
-                f"HF_HUB_OFFLINE, or {self.advice}"
-            ) from None
-        if "SSLCertVerificationError" in names:
-            raise DownloadError(
-                f"the certificate of {self.endpoint} is not trusted ({reason}), as behind a proxy that reads along; "
-                "set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to a file with the root certificate of your network"
-            ) from None
-        if response is not None and response.status_code >= 400:
-            return self._judged_answer(response)
-        if "ProxyError" in names or "Tunnel connection failed" in reason:
-            raise DownloadError(
-                f"the proxy did not let {self.endpoint} through ({reason}); correct HTTPS_PROXY or HTTP_PROXY, with "
-                "its user and password if it wants them (http://USER:PASSWORD@HOST:PORT), or add the host to NO_PROXY"
-            ) from None
-        if "gaierror" in names and not self.answered:
-            raise DownloadError(
-                f"the name in {self.endpoint} could not be looked up ({reason}); connect to the network, correct "
-                f"HF_ENDPOINT, or {self.advice}"
-            ) from None
-        network = {type(link).__module__.partition(".")[0] for link in chain} & {"requests", "httpx", "urllib3"}
-        if names & _NO_ANSWER_OF_A_HUB or isinstance(first, ValueError):
-            raise DownloadError(self._no_hub(type(first).__name__)) from None
+        first, reason = chain[0], " ".join(str(chain[-1]).split()) or type(chain[-1]).__name__
+        for response in (getattr(link, "response", None) for link in chain):
+            if response is not None and response.status_code >= 400:
+                return self._judged_answer(response)
+        for name in _CERTIFICATES if isinstance(first, OSError) else ():
+            if not Path(os.environ.get(name) or "/").exists():
+                raise DownloadError(f"{name} is {os.environ[name]!r}, expected a file; correct or unset it") from None
+        told = [_LASTING[name] for link in chain for kind in type(link).__mro__ if (name := kind.__name__) in _LASTING]
+        if (told and not (self.answered and told[0] is _LASTING["gaierror"])) or isinstance(first, ValueError):
+            raise self._why((*told, _NO_HUB)[0], reason) from None
+        from_network = any(type(link).__module__.partition(".")[0] in _NETWORK for link in chain)
         on_disk = isinstance(first, OSError) and first.errno and not isinstance(first, (ConnectionError, TimeoutError))
-        if on_disk or not (network or isinstance(first, OSError)):
+        if on_disk or not (from_network or isinstance(first, OSError)):
             raise error
         return Hiccup(f"the connection to {self.endpoint} broke ({reason})")
 
     def _judged_answer(self, response: Any) -> Hiccup:
         """The same for an answer with a status of 400 or more."""
         status, code = response.status_code, response.headers.get("X-Error-Code")
-        what = f"{self.endpoint} answered HTTP {status}"
         if status in (408, 416, 425, 429) or status >= 500:
-            return Hiccup(what, wait_s=_retry_after_s(response.headers), restart=status == 416)
+            asked = response.headers.get("Retry-After", "").strip()  # its rare date form is left to the growing waits
+            wait_s = float(asked) if re.fullmatch("[0-9]{1,9}", asked) else 0.0
+            return Hiccup(f"{self.endpoint} answered HTTP {status}", wait_s=wait_s, restart=status == 416)
         if code == "GatedRepo":
-            what += f": {self.repo} is gated; accept its terms at {self.endpoint}/datasets/{self.repo} and set HF_TOKEN"
+            why = f"{self.repo} is gated; accept its terms at {self.endpoint}/datasets/{self.repo} and set HF_TOKEN"
         elif status in (401, 403) and self.library.get_token():
-            what += f": your token is not accepted for {self.repo}; correct or unset HF_TOKEN (or: hf auth login)"
+            why = f"your token is not accepted for {self.repo}; correct or unset HF_TOKEN (or: hf auth login)"
         elif status in (401, 403):
-            what += f": {self.repo} is not there, or not for everyone; set HF_TOKEN to a token that may read it"
+            why = f"{self.repo} is not there, or not for everyone; set HF_TOKEN to a token that may read it"
         elif status == 407:
-            what += ": the proxy wants a log-in; set HTTPS_PROXY and HTTP_PROXY to http://USER:PASSWORD@HOST:PORT"
+            why = "the proxy wants a log-in; set HTTPS_PROXY and HTTP_PROXY to http://USER:PASSWORD@HOST:PORT"
         elif code == "RevisionNotFound":
-            what += f": {self.repo} has no revision {self.revision} there"
-        elif status == 404:
-            what += f": no such file of {self.repo} at revision {self.revision}"
-        raise DownloadError(f"{what}; {self.advice}")
+            why = f"{self.repo} has no revision {self.revision} there"
+        else:
+            why = f"{self.repo} at revision {self.revision} is not to be had there"
+        raise DownloadError(f"{self.endpoint} answered HTTP {status}: {why}; {self.advice}")
 
-    def _no_hub(self, why: str) -> str:
-        return (
-            f"{self.endpoint} does not answer as a hub does ({why}). Is a log-in page of your network "
-            f"in between? Open {self.endpoint} in a browser, or {self.advice}"
-        )
+    def _why(self, told: str, reason: object) -> DownloadError:
+        return DownloadError(told.format(reason=reason, endpoint=self.endpoint, repo=self.repo, advice=self.advice))
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -240,12 +239,6 @@ def _chain(error: BaseException) -> list[BaseException]:
             waiting += [link.__cause__, link.__context__, getattr(link, "reason", None), *link.args]
     # it says only that there is no cached copy either, and is a ValueError and a FileNotFoundError at the same time
     return [link for link in found if type(link).__name__ != "LocalEntryNotFoundError"] or found
-
-
-def _retry_after_s(headers: Any) -> float:
-    """Seconds from Retry-After; its rare date form is left to the growing waits."""
-    value = headers.get("Retry-After", "").strip()
-    return float(value) if re.fullmatch("[0-9]{1,9}", value) else 0.0
 
 
 def size_of(path: Path | None) -> int:

@@ -118,11 +118,6 @@ def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str:
     return environment.get("HF_ENDPOINT", "").strip() or HUGGING_FACE
 
 
-def free_disk_bytes(folder: Path) -> int:
-    """Bytes that may still be written into a folder."""
-    return shutil.disk_usage(folder).free
-
-
 def download_source(
     source: Source,
     folder: Path,
@@ -130,13 +125,12 @@ def download_source(
     endpoint: str,
     limit_bytes: int | None = None,
     say: Callable[[str], None] = tqdm.write,
-    free_bytes: Callable[[Path], int] = free_disk_bytes,
 ) -> list[Path]:
     """Bring a corpus into `folder`; its local files, training files first. What is complete is not fetched again.
 
     `limit_bytes` takes training files in order until they hold that many bytes; a .txt or .jsonl longer than what is
     left of them is cut (see the top of this page), .json and .parquet stay whole, and so do validation files. Raises
-    DownloadError for all that the user can mend. A signal's exception may break it off anywhere; what has come is kept.
+    DownloadError for all that the user can mend. It may be broken off anywhere: what has come is kept.
     """
     assert limit_bytes is None or limit_bytes > 0, limit_bytes
     advice = (
@@ -151,7 +145,7 @@ def download_source(
         missing = [item for item, path in zip(items, here, strict=True) if path is None]
         for item in missing:
             _set_aside(item, say)
-        _check_disk(missing, folder, free_bytes(folder))
+        _check_disk(missing, folder)
         return [path or _bring(item, hub) for item, path in zip(items, here, strict=True)]
 
 
@@ -184,12 +178,8 @@ def _item(hub: Hub, folder: Path, file: RemoteFile) -> _Item:
         record, cached = _read_record(path, origin), None
         if record is None and (cached := hub.cached(file.path)) and _is_sha256(cached.name):
             record = {"bytes": cached.stat().st_size, "sha256": cached.name}
-        size, sha256 = (record["bytes"], record["sha256"]) if record else _published(hub, file.path)
-    if file.bytes not in (None, size):
-        raise DownloadError(
-            f"{file.path} of {hub.repo} has {size:,} bytes in the listing of {hub.endpoint}, expected {file.bytes:,}: "
-            "that server holds something else; set HF_ENDPOINT to another one"
-        )
+        found = (record["bytes"], record["sha256"]) if record else _published(hub, file.path)
+        size, sha256 = size or found[0], sha256 or found[1]
     also_at = tuple(folder / name for name in file.also_named)
     return _Item(path=path, also_at=also_at, remote=file.path, origin=origin, length=size, sha256=sha256)
 
@@ -293,10 +283,10 @@ def _set_aside(item: _Item, say: Callable[[str], None]) -> None:
         os.replace(item.path, aside)
 
 
-def _check_disk(missing: list[_Item], folder: Path, free: int) -> None:
+def _check_disk(missing: list[_Item], folder: Path) -> None:
     """Refuse before the first byte what the disk cannot take."""
     needed = sum(item.length - size_of(item.part) for item in missing) + SPARE_DISK_BYTES
-    if missing and free < needed:
+    if missing and (free := shutil.disk_usage(folder).free) < needed:
         raise DownloadError(
             f"the disk of {folder} has {free:,} bytes free, expected at least {needed:,}, {SPARE_DISK_BYTES:,} of them "
             "to spare; free some space, or take a part with --limit-mb, and run the same command again"
