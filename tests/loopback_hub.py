@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import http.server
 import json
@@ -38,7 +39,14 @@ class Answer:
     without_length: bool = False
 
 
-LOGIN_PAGE = Answer(status=200, headers={"Content-Type": "text/html"}, body=b"<html>Welcome! Please log in.</html>")
+LOGIN_PAGE = Answer(
+    status=200, headers={"Content-Type": "text/html"}, body=b"<html>Please log in.</html>", ignores_range=True
+)
+
+
+@functools.cache
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 class Hub(http.server.ThreadingHTTPServer):
@@ -78,7 +86,7 @@ class Hub(http.server.ThreadingHTTPServer):
     def listing(self) -> dict[str, Any]:
         siblings = []
         for path, body in self.files.items():
-            lfs = {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body), "pointerSize": 134}
+            lfs = {"sha256": sha256(body), "size": len(body), "pointerSize": 134}
             lfs |= self.listed.get(path, {})
             siblings.append({"rfilename": path, "size": lfs["size"], "blobId": "0" * 40, "lfs": lfs})
         return {"id": self.repo, "sha": self.revision, "siblings": siblings, "tags": [], "private": False}
@@ -158,7 +166,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if match[5] not in hub.files:
             return self._refused(404, "EntryNotFound")
         body = hub.files[match[5]]
-        headers = {"X-Repo-Commit": hub.revision, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+        headers = {"X-Repo-Commit": hub.revision, "ETag": f'"{sha256(body)}"'}
         headers |= {"X-Linked-Size": str(len(body)), "X-Linked-Etag": headers["ETag"], "Accept-Ranges": "bytes"}
         if hub.has_xet:
             headers |= {"X-Xet-Hash": "0" * 64, "X-Xet-Refresh-Route": "/xet-token"}

@@ -31,6 +31,7 @@ _DEFAULTS = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DOWNLOAD_TIMEOUT": "30",  # seconds without a byte
     "HF_HUB_ETAG_TIMEOUT": "30",
+    "HF_HUB_VERBOSITY": "error",  # what it tries again is told here, in a line
 }
 _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _NETWORK = ("requests", "urllib3", "httpx", "httpcore")
@@ -64,14 +65,17 @@ class Hiccup(Exception):
 
 
 class _Part(io.FileIO):
-    """A file that http_get appends to; it truncates it whenever an answer to a Range begins at zero, without end."""
+    """The file that http_get appends to. When an answer is not the rest of it, http_get truncates it, without end."""
 
-    restarts = 0
+    def __init__(self, path: Path, check: Callable[[], None]) -> None:
+        super().__init__(path, "ab")
+        self.check, self.restarts = check, 0
 
     def truncate(self, size: int | None = None) -> int:
         self.restarts += 1
         if self.restarts >= ATTEMPTS:
             raise Hiccup(f"the connection broke {ATTEMPTS} times and began at zero again")
+        self.check()
         return super().truncate(size)
 
 
@@ -125,12 +129,13 @@ class Hub:
         where = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
         url = self.library.hf_hub_url(self.repo, path, **where)
 
-        def attempt() -> None:
-            # first, because http_get gives up the part when an answer is not the rest of it, as a log-in page is not
-            told = self.library.get_hf_file_metadata(url, endpoint=self.endpoint)
+        def check() -> None:
+            told = self.library.get_hf_file_metadata(url, timeout=self.library.constants.HF_HUB_ETAG_TIMEOUT)
             if told.size != total_bytes:
                 raise self._why(_NO_HUB, f"{told.size} bytes for {path}, expected {total_bytes:,}")
-            with _Part(part_path, "ab") as part:
+
+        def attempt() -> None:
+            with _Part(part_path, check) as part:
                 how: dict[str, Any] = {"expected_size": total_bytes, "displayed_filename": part_path.stem}
                 how["headers"] = self.library.utils.build_hf_headers()
                 self.library.file_download.http_get(url, part, resume_size=part.tell(), **how)
@@ -206,6 +211,8 @@ class Hub:
     def _judged_answer(self, response: Any) -> Hiccup:
         """The same for an answer with a status of 400 or more."""
         status, code = response.status_code, response.headers.get("X-Error-Code")
+        if status == 511:  # Network Authentication Required
+            raise self._why(_NO_HUB, "HTTP 511")
         if status in (408, 416, 425, 429) or status >= 500:
             asked = response.headers.get("Retry-After", "").strip()  # its rare date form is left to the growing waits
             wait_s = float(asked) if re.fullmatch("[0-9]{1,9}", asked) else 0.0
@@ -237,8 +244,7 @@ def _chain(error: BaseException) -> list[BaseException]:
         if isinstance(link, BaseException) and link not in found:
             found.append(link)
             waiting += [link.__cause__, link.__context__, getattr(link, "reason", None), *link.args]
-    # it says only that there is no cached copy either, and is a ValueError and a FileNotFoundError at the same time
-    return [link for link in found if type(link).__name__ != "LocalEntryNotFoundError"] or found
+    return found
 
 
 def size_of(path: Path | None) -> int:
