@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import random
@@ -63,6 +64,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, waited: list[float]) ->
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with serving(Hub()) as server:
         yield server
+        hub_utils.get_session().close()
+    new_session()
+    gc.collect()  # sockets of connections that were given up, while their warnings are ignored
 
 
 def corpus(*files: RemoteFile, val: tuple[RemoteFile, ...] = ()) -> Source:
