@@ -126,17 +126,10 @@ def stage_texts(
         return texts_of_folder(flags.folder, ladder, names)
     texts = {}
     for name in names:
-        try:
+        with stop.at_once("the download stops here; the same command resumes it"):
             files = download_source(
-                SOURCES[name],
-                ladder.raw_folder / name,
-                endpoint=hub_endpoint(),
-                limit_bytes=limit_bytes,
-                stop_requested=lambda: stop.requested,
+                SOURCES[name], ladder.raw_folder / name, endpoint=hub_endpoint(), limit_bytes=limit_bytes
             )
-        except KeyboardInterrupt:
-            stop.check()  # knows which signal it was
-            raise
         texts[name] = text_of_files(files, ladder.corpus)
     return texts
 

@@ -15,7 +15,7 @@ from running import PROJECT, SCRIPTS, command, edited_config, refusal, run_scrip
 from storyladder.command_line import Parser, load_ladder, positive_number, stage_run
 from storyladder.runtime.errors import SettingsError, UserError
 
-SLOW_TO_IMPORT = {"torch", "numpy", "tiktoken", "pyarrow", "tqdm"}
+SLOW_TO_IMPORT = {"torch", "numpy", "tiktoken", "pyarrow", "tqdm", "huggingface_hub"}
 
 
 def message(config: Path, preset: str = "default") -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import os
 import resource
 import signal
 import subprocess
-import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -613,37 +611,3 @@ def test_two_preparations_at_once_are_refused_naming_the_first(tmp_path: Path, c
         told = refusal("prepare_data.py", "--config", config, "--sample")
         assert f"{tmp_path / 'data'} is in use by " in told and f", process {os.getpid()} on " in told
     prepared(config, "--sample", "--stage", "tiny")
-
-
-class Trickle(http.server.BaseHTTPRequestHandler):
-    """A hub that sends a few bytes at a time, for ever."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "22502601")
-        self.end_headers()
-        while True:
-            try:
-                self.wfile.write(b"Once upon a time. ")
-                self.wfile.flush()
-            except OSError:
-                return
-            time.sleep(0.01)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def test_a_signal_during_a_download_leaves_with_its_own_status(tmp_path: Path, config: Path) -> None:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Trickle) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        flags = ("--config", config, "--download", "--stage", "tiny", "--limit-mb", "1")
-        with started(*flags, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", NO_PROXY="*") as process:
-            raw = tmp_path / "data" / "raw" / "tiny"
-            until(lambda: raw.is_dir() and any(raw.glob("*.part")))
-            process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=30)
-        server.shutdown()
-    assert process.returncode == 143
-    assert not list((tmp_path / "data").glob("*.bin*"))

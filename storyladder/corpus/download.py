@@ -1,286 +1,264 @@
-"""How one file comes over plain HTTPS whole: resumed, retried, and checked by size and SHA-256.
+"""How files come from the hub: `huggingface_hub` fetches them, and what goes wrong on the way is told by its cause.
 
-Knows HTTP and what can go wrong on the way. Does not know which files there are, what for, or what they end up as.
+Knows that library (0.34 to 1.x) and its errors. Does not know which files there are, nor what they end up as. The
+token, proxies, certificates, the hub's cache and offline mode are as the environment sets them for the library. Xet is
+not used: it cannot resume a file, keeps its chunks a second time, and asks servers that a mirror is meant to replace.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
-import http.client
-import json
+import io
 import os
 import re
-import urllib.error
-import urllib.parse
-import urllib.request
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from storyladder.runtime.errors import DownloadError
 
-BLOCK_BYTES = 1 << 20
-ATTEMPTS = 6  # in a row without a byte more than ever before; the waits between them are 1, 2, 4, 8 and 16 s
+BLOCK_BYTES = 4 << 20
+ATTEMPTS = 5  # in a row without a byte more than ever before; the waits between them are 1, 2, 4 and 8 s
 LONGEST_WAIT_S = 120.0
-JSON_MAX_BYTES = 4 << 20  # the hub's listings of our corpora are below 10 kB
+# what the library is told where the user has not decided
+_DEFAULTS = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DOWNLOAD_TIMEOUT": "30",  # seconds without a byte
+    "HF_HUB_ETAG_TIMEOUT": "30",
+    "HF_HUB_VERBOSITY": "error",  # what it tries again is told here, in a line
+}
+_CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+_NETWORK = ("requests", "urllib3", "httpx", "httpcore")
+# What trying again does not mend, by the name of an error on the way to it, and what to tell then.
+_NO_HUB = (
+    "{endpoint} does not answer as a hub does ({reason}). Is a log-in page of your network in between? Open {endpoint} "
+    "in a browser, or {advice}"
+)
+_LASTING = {
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and files of {repo} are neither here nor in the hub's cache; unset "
+    "HF_HUB_OFFLINE, or {advice}",
+    "SSLCertVerificationError": "the certificate of {endpoint} is not trusted ({reason}), as behind a proxy that reads "
+    "along; set SSL_CERT_FILE and REQUESTS_CA_BUNDLE to a file with the root certificate of your network",
+    "ProxyError": "the proxy did not let {endpoint} through ({reason}); correct HTTPS_PROXY or HTTP_PROXY, with its "
+    "user and password if it wants them (http://USER:PASSWORD@HOST:PORT), or add the host to NO_PROXY",
+    "gaierror": "the name in {endpoint} could not be looked up ({reason}); connect to a network, correct HF_ENDPOINT, "
+    "or {advice}",
+    "TooManyRedirects": _NO_HUB,
+    "UnsupportedProtocol": _NO_HUB,
+    "InvalidURL": _NO_HUB,
+}
 T = TypeVar("T")
 
 
 class Hiccup(Exception):
-    """A failure that may pass; `wait_s` is what the server asked for in Retry-After."""
+    """A failure that may pass; `wait_s` is from Retry-After, `restart` tells that what has come is of no use."""
 
-    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+    def __init__(self, reason: str, *, wait_s: float = 0.0, restart: bool = False) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s, self.restart = wait_s, restart
 
 
-class RangeRefused(Hiccup):
-    """The server cannot go on from where the part ends: begin again at zero."""
+class _Part(io.FileIO):
+    """The file that http_get appends to. When an answer is not the rest of it, http_get truncates it, without end."""
+
+    def __init__(self, path: Path, check: Callable[[], None]) -> None:
+        super().__init__(path, "ab")
+        self.check, self.restarts = check, 0
+
+    def truncate(self, size: int | None = None) -> int:
+        self.restarts += 1
+        if self.restarts >= ATTEMPTS:
+            raise Hiccup(f"the connection broke {ATTEMPTS} times and began at zero again")
+        self.check()
+        return super().truncate(size)
 
 
-class SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects (they keep the Range header) to http and https only, and never from https down to http."""
+class Hub:
+    """One revision of one dataset on a hub; every method raises DownloadError for what the user can mend."""
 
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # Python 3.10 does not know 308
+    def __init__(self, endpoint: str, repo: str, revision: str, *, advice: str, say: Callable[[str], None]) -> None:
+        self.endpoint, self.repo, self.revision = endpoint, repo, revision
+        self.advice, self.say = advice, say  # advice ends messages about the server: what to type next
+        self.answered = False
+        self.listing = functools.cache(self._listing)
 
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        allowed = ("https",) if req.type == "https" else ("http", "https")
-        if urllib.parse.urlsplit(newurl).scheme not in allowed:
-            raise urllib.error.HTTPError(req.full_url, code, f"redirect to {newurl} refused", headers, fp)
-        return super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
+    @functools.cached_property
+    def library(self) -> Any:
+        """huggingface_hub, imported only when something is missing: it reads the environment at that moment."""
+        for name, value in _DEFAULTS.items():
+            os.environ.setdefault(name, value)
+        import huggingface_hub.file_download
 
+        # It writes a chunk only when all of it has come: 10 MB are more than a slow line brings before it drops.
+        huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE = 1 << 18
+        return huggingface_hub
 
-@dataclass(frozen=True, kw_only=True)
-class Link:
-    """The connection to a server: how patient it is, whom it tells, what it advises, and when it leaves."""
+    def _listing(self) -> dict[str, tuple[int, str]]:
+        """Size and SHA-256 of the large files, by path. They are as good as the server that tells them."""
 
-    advice: str  # ends every message about the server: what to type next
-    timeout_s: float  # without a byte
-    stop_requested: Callable[[], bool]
-    progress: bool
-    say: Callable[[str], None]
-    sleep: Callable[[float], None]
-    # proxies come from the environment, as everywhere in urllib
-    opener: urllib.request.OpenerDirector = field(default_factory=lambda: urllib.request.build_opener(SafeRedirects))
-
-    def check_stop(self) -> None:
-        if self.stop_requested():
-            raise KeyboardInterrupt
-
-    def open(self, address: str, byte_range: str | None = None) -> http.client.HTTPResponse:
-        """The answer to one GET; a Hiccup for what may pass, a DownloadError for what will not."""
-        headers = {"User-Agent": "storyladder"} | ({"Range": f"bytes={byte_range}"} if byte_range else {})
-        try:
-            request = urllib.request.Request(address, headers=headers)
-            response: http.client.HTTPResponse = self.opener.open(request, timeout=self.timeout_s)
-        except urllib.error.HTTPError as error:
-            with contextlib.closing(error):
-                if error.code == 416:
-                    raise RangeRefused(f"{address} has no bytes {byte_range} (HTTP 416)") from None
-                if error.code in (408, 425, 429) or error.code >= 500:
-                    raise Hiccup(f"{address} answered HTTP {error.code}", _retry_after_s(error)) from None
-                raise DownloadError(f"{address} answered HTTP {error.code} ({_reason(error)}); {self.advice}") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Hiccup(f"{address} could not be reached ({_reason(error)})") from None
-        return response
-
-    def read_json(self, address: str) -> Any:
-        """The JSON document at an address, asked for patiently; a DownloadError when none comes."""
-
-        def attempt() -> Any:
-            with self.open(address) as response:
-                text = _read(response.read, JSON_MAX_BYTES + 1)
-            if len(text) > JSON_MAX_BYTES:
-                raise Hiccup(f"{address} answered with more than {JSON_MAX_BYTES:,} bytes, expected a short listing")
+        def attempt() -> dict[str, tuple[int, str]]:
+            api = self.library.HfApi(endpoint=self.endpoint)
+            timeout_s = self.library.constants.HF_HUB_ETAG_TIMEOUT
             try:
-                return json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise Hiccup(f"{address} answered with something that is not JSON ({error})") from None
+                told = api.dataset_info(self.repo, revision=self.revision, files_metadata=True, timeout=timeout_s)
+                large = [(file.rfilename, file.lfs) for file in told.siblings or () if file.lfs]
+                return {path: (lfs.size, lfs.sha256) for path, lfs in large}
+            except (TypeError, KeyError, AttributeError, RecursionError) as error:
+                raise self._why(_NO_HUB, error) from None
 
-        return self.patiently(attempt, lambda: 0)
+        found = self._patiently(attempt)
+        self.answered = True
+        return found
 
-    def patiently(self, attempt: Callable[[], T], reached_bytes: Callable[[], int]) -> T:
-        """Repeat an attempt, with growing waits, until it succeeds or has stopped making progress."""
-        failures, furthest = 0, reached_bytes()
+    def cached(self, path: str) -> Path | None:
+        """A file in the hub's own cache, where other programs may have put it; named by its SHA-256 in most cases."""
+        found = self.library.try_to_load_from_cache(self.repo, path, revision=self.revision, repo_type="dataset")
+        return Path(found).resolve() if isinstance(found, str) else None
+
+    def fetch(self, path: str, total_bytes: int, part_path: Path) -> None:
+        """Bring a file whole, going on where `part_path` ends; its SHA-256 is for the caller to check.
+
+        Not by hf_hub_download: from some 1.x on it begins at zero after every Ctrl-C. What it is built on resumes.
+        """
+        where = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
+        url = self.library.hf_hub_url(self.repo, path, **where)
+
+        def check() -> None:
+            told = self.library.get_hf_file_metadata(url, timeout=self.library.constants.HF_HUB_ETAG_TIMEOUT)
+            if told.size != total_bytes:
+                raise self._why(_NO_HUB, f"{told.size} bytes for {path}, expected {total_bytes:,}")
+
+        def attempt() -> None:
+            with _Part(part_path, check) as part:
+                how: dict[str, Any] = {"expected_size": total_bytes, "displayed_filename": part_path.stem}
+                how["headers"] = self.library.utils.build_hf_headers()
+                self.library.file_download.http_get(url, part, resume_size=part.tell(), **how)
+
+        self._patiently(attempt, part_path)
+
+    def fetch_beginning(self, path: str, total_bytes: int, first_bytes: int, part_path: Path) -> None:
+        """Bring the first bytes of a file by ranged reads, going on where `part_path` ends."""
+
+        def attempt() -> None:
+            files = self.library.HfFileSystem(endpoint=self.endpoint, skip_instance_cache=True)
+            name = f"datasets/{self.repo}@{self.revision}/{path}"
+            with part_path.open("ab") as part, files.open(name, size=total_bytes, cache_type="none") as remote:
+                remote.seek(part.tell())
+                looks: dict[str, Any] = {"desc": part_path.stem, "unit": "B", "unit_scale": True}
+                with tqdm(total=first_bytes, initial=part.tell(), disable=None, **looks) as bar:
+                    while asked := min(BLOCK_BYTES, first_bytes - part.tell()):
+                        block = remote.read(asked)
+                        if len(block) != asked:
+                            raise DownloadError(
+                                f"{self.endpoint} answered with {len(block):,} bytes of {path}, expected the {asked:,} "
+                                f"asked for: it serves whole files only; leave out --limit-mb, or {self.advice}"
+                            )
+                        part.write(block)
+                        bar.update(asked)
+
+        if size_of(part_path) > first_bytes:
+            part_path.unlink()
+        if size_of(part_path) < first_bytes:
+            self._patiently(attempt, part_path)
+
+    def _patiently(self, attempt: Callable[[], T], part_path: Path | None = None) -> T:
+        """Repeat an attempt, with growing waits, until it succeeds or its part has stopped growing."""
+        failures, furthest = 0, size_of(part_path)
         while True:
             try:
                 return attempt()
-            except Hiccup as hiccup:
-                failures = 1 if reached_bytes() > furthest else failures + 1
-                furthest = max(furthest, reached_bytes())
-                if failures >= ATTEMPTS:
-                    raise DownloadError(f"{hiccup}, {ATTEMPTS} times in a row; {self.advice}") from None
-                wait_s = min(max(2.0 ** (failures - 1), hiccup.wait_s), LONGEST_WAIT_S)
-                self.say(f"{hiccup}; trying again in {wait_s:.0f} s")
-                self.pause(wait_s)
+            except DownloadError:
+                raise
+            except Exception as error:
+                hiccup = self._judged(error)
+            failures = 1 if size_of(part_path) > furthest else failures + 1
+            furthest = max(furthest, size_of(part_path))
+            if failures >= ATTEMPTS:
+                raise DownloadError(f"{hiccup}, {ATTEMPTS} times in a row; {self.advice}")
+            if part_path and hiccup.restart:
+                part_path.unlink(missing_ok=True)
+            wait_s = min(max(2.0 ** (failures - 1), hiccup.wait_s), LONGEST_WAIT_S)
+            self.say(f"{hiccup}; trying again in {wait_s:.0f} s")
+            time.sleep(wait_s)
 
-    def pause(self, wait_s: float) -> None:
-        """Wait, but notice within a quarter of a second that the user wants to leave."""
-        while wait_s > 0:
-            self.check_stop()
-            self.sleep(min(wait_s, 0.25))
-            wait_s -= 0.25
+    def _judged(self, error: Exception) -> Hiccup:
+        """A failure that may pass; raises a DownloadError for one that will not, and what is no failure of the hub."""
+        if isinstance(error, Hiccup):
+            return error
+        chain = _chain(error)
+        first, reason = chain[0], " ".join(str(chain[-1]).split()) or type(chain[-1]).__name__
+        for response in (getattr(link, "response", None) for link in chain):
+            if response is not None and response.status_code >= 400:
+                return self._judged_answer(response)
+        for name in _CERTIFICATES if isinstance(first, OSError) else ():
+            if not Path(os.environ.get(name) or "/").exists():
+                raise DownloadError(f"{name} is {os.environ[name]!r}, expected a file; correct or unset it") from None
+        told = [_LASTING[name] for link in chain for kind in type(link).__mro__ if (name := kind.__name__) in _LASTING]
+        if (told and not (self.answered and told[0] is _LASTING["gaierror"])) or isinstance(first, ValueError):
+            raise self._why((*told, _NO_HUB)[0], reason) from None
+        from_network = any(type(link).__module__.partition(".")[0] in _NETWORK for link in chain)
+        on_disk = isinstance(first, OSError) and first.errno and not isinstance(first, (ConnectionError, TimeoutError))
+        if on_disk or not (from_network or isinstance(first, OSError)):
+            raise error
+        return Hiccup(f"the connection to {self.endpoint} broke ({reason})")
 
+    def _judged_answer(self, response: Any) -> Hiccup:
+        """The same for an answer with a status of 400 or more."""
+        status, code = response.status_code, response.headers.get("X-Error-Code")
+        if status == 511:  # Network Authentication Required
+            raise self._why(_NO_HUB, "HTTP 511")
+        if status in (408, 416, 425, 429) or status >= 500:
+            asked = response.headers.get("Retry-After", "").strip()  # its rare date form is left to the growing waits
+            wait_s = float(asked) if re.fullmatch("[0-9]{1,9}", asked) else 0.0
+            return Hiccup(f"{self.endpoint} answered HTTP {status}", wait_s=wait_s, restart=status == 416)
+        if code == "GatedRepo":
+            why = f"{self.repo} is gated; accept its terms at {self.endpoint}/datasets/{self.repo} and set HF_TOKEN"
+        elif status in (401, 403) and self.library.get_token():
+            why = f"your token is not accepted for {self.repo}; correct or unset HF_TOKEN (or: hf auth login)"
+        elif status in (401, 403):
+            why = f"{self.repo} is not there, or not for everyone; set HF_TOKEN to a token that may read it"
+        elif status == 407:
+            why = "the proxy wants a log-in; set HTTPS_PROXY and HTTP_PROXY to http://USER:PASSWORD@HOST:PORT"
+        elif code == "RevisionNotFound":
+            why = f"{self.repo} has no revision {self.revision} there"
+        else:
+            why = f"{self.repo} at revision {self.revision} is not to be had there"
+        raise DownloadError(f"{self.endpoint} answered HTTP {status}: {why}; {self.advice}")
 
-def _retry_after_s(error: urllib.error.HTTPError) -> float:
-    """Seconds from Retry-After; its rare date form is left to the growing waits."""
-    value = error.headers.get("Retry-After", "").strip()
-    return float(value) if re.fullmatch("[0-9]{1,9}", value) else 0.0
-
-
-def _reason(error: Exception) -> str:
-    inner = error.reason if isinstance(error, urllib.error.URLError) else error
-    return " ".join(str(inner).split()) or type(inner).__name__
-
-
-def _read(read: Callable[[int], bytes], most_bytes: int) -> bytes:
-    """Read from the network, so that an OSError that leaves this module is always the disk's."""
-    try:
-        return read(most_bytes)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise Hiccup(f"the connection broke ({_reason(error)})") from None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """The first `first_bytes` of a file of `total_bytes`; with `first_bytes` None, all of it, with this SHA-256."""
-
-    address: str
-    total_bytes: int
-    sha256: str
-    first_bytes: int | None = None
-
-    @property
-    def length(self) -> int:
-        return self.total_bytes if self.first_bytes is None else self.first_bytes
-
-
-@dataclass
-class _Part:
-    """The bytes of a file that have come so far, and their SHA-256."""
-
-    file: IO[bytes]
-    length: int
-    digest: Any
-
-    def append(self, block: bytes) -> None:
-        self.file.write(block)
-        self.digest.update(block)
-        self.length += len(block)
-
-    def restart(self) -> None:
-        self.file.seek(0)
-        self.file.truncate()
-        self.length, self.digest = 0, hashlib.sha256()
+    def _why(self, told: str, reason: object) -> DownloadError:
+        return DownloadError(told.format(reason=reason, endpoint=self.endpoint, repo=self.repo, advice=self.advice))
 
 
-@contextlib.contextmanager
-def _open_part(path: Path, wanted: Wanted, link: Link) -> Iterator[_Part]:
-    """The part as an earlier run left it, hashed up to its end; fsynced when it has become whole."""
-    with path.open("a+b") as file:
-        part = _Part(file, file.seek(0, os.SEEK_END), hashlib.sha256())
-        if part.length > wanted.length:
-            part.restart()
-        file.seek(0)
-        part.digest = _digest(file, part.length, link.check_stop)
-        yield part
-        file.flush()
-        os.fsync(file.fileno())
+def _chain(error: BaseException) -> list[BaseException]:
+    """An error and all that led to it; libraries nest them as cause, context, reason or argument."""
+    found: list[BaseException] = []
+    waiting: list[Any] = [error]
+    while waiting:
+        link = waiting.pop(0)
+        if isinstance(link, BaseException) and link not in found:
+            found.append(link)
+            waiting += [link.__cause__, link.__context__, getattr(link, "reason", None), *link.args]
+    return found
 
 
-def _digest(file: IO[bytes], length: int, check_stop: Callable[[], None]) -> Any:
-    digest = hashlib.sha256()
-    while length > 0 and (block := file.read(min(BLOCK_BYTES, length))):
-        check_stop()
-        digest.update(block)
-        length -= len(block)
-    return digest
+def size_of(path: Path | None) -> int:
+    """The bytes of a file; 0 where there is none."""
+    return path.stat().st_size if path and path.exists() else 0
 
 
-def sha256_of(path: Path, check_stop: Callable[[], None]) -> str:
+def sha256_of(path: Path) -> str:
     """The SHA-256 of a local file."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return str(_digest(file, path.stat().st_size, check_stop).hexdigest())
-
-
-def fetch(link: Link, wanted: Wanted, part_path: Path) -> None:
-    """Fill `part_path` with what is wanted; a wrong SHA-256 gets one more chance, from zero, then a DownloadError.
-
-    Only the length of a beginning (`first_bytes`) can be checked. Anything but a wrong SHA-256 keeps what has come.
-    """
-    for last_chance in (False, True):
-        got = _receive_all(link, wanted, part_path)
-        if wanted.first_bytes is not None or got == wanted.sha256:
-            return
-        part_path.unlink()
-        message = f"{wanted.address} came with SHA-256 {got}, expected {wanted.sha256}"
-        if last_chance:
-            raise DownloadError(f"{message}; {link.advice}")
-        link.say(f"{message}: once more from zero")
-
-
-def _receive_all(link: Link, wanted: Wanted, part_path: Path) -> str:
-    """Bring the part to its full length, over as many connections as that takes; its SHA-256."""
-    looks: dict[str, Any] = {"desc": part_path.stem, "unit": "B", "unit_scale": True}
-    hidden = None if link.progress else True  # None: shown on a terminal, hidden in a log file
-    with (
-        _open_part(part_path, wanted, link) as part,
-        tqdm(total=wanted.length, initial=part.length, disable=hidden, **looks) as bar,
-    ):
-        link.patiently(lambda: _receive(link, wanted, part, bar), lambda: part.length)
-        return str(part.digest.hexdigest())
-
-
-def _receive(link: Link, wanted: Wanted, part: _Part, bar: Any) -> None:
-    """One connection: append to the part what it yields, never more than is wanted."""
-    if part.length == wanted.length:
-        return
-    ranged = part.length > 0 or wanted.first_bytes is not None
-    try:
-        with link.open(wanted.address, f"{part.length}-{wanted.length - 1}" if ranged else None) as response:
-            if _first_byte(response, part.length, wanted) < part.length:
-                part.restart()
-            while part.length < wanted.length:
-                link.check_stop()
-                block = _read(response.read1, min(BLOCK_BYTES, wanted.length - part.length))
-                if not block:
-                    raise Hiccup(f"the connection closed after {part.length:,} of {wanted.length:,} bytes")
-                part.append(block)
-                bar.update(part.length - bar.n)
-    except RangeRefused:
-        part.restart()
-        raise
-
-
-def _first_byte(response: http.client.HTTPResponse, asked: int, wanted: Wanted) -> int:
-    """Where in the file the body begins; refuses a file of another size before the part is touched."""
-    if response.status == 206:
-        span = response.headers.get("Content-Range", "")
-        match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", span)
-        if match is None or int(match[1]) != asked:
-            raise RangeRefused(f"{wanted.address} answered with Content-Range {span!r}, expected it from byte {asked}")
-        first, announced = asked, match[2]
-    else:
-        first, announced = 0, response.headers.get("Content-Length", "*")
-    if announced not in ("*", str(wanted.total_bytes)):
-        raise Hiccup(
-            f"{wanted.address} is announced with {announced} bytes, expected {wanted.total_bytes} (is there a log-in "
-            "page in between?)"
-        )
-    return first
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
 """Where the three corpora live, and which of their files lie here verified.
 
-Knows repositories, pinned revisions, sizes and hashes. Does not know HTTP (download.py), how a file is read, or what a
-story is: only the line that ends one, so that a part ends cleanly. In the folder of a corpus:
+Knows repositories, pinned revisions, sizes and hashes. Does not know the network (download.py), how a file is read, or
+what a story is: only what ends one, so that a part ends cleanly. In the folder of a corpus:
 
     NAME                complete and verified; nothing else ever gets this name from here
     NAME.part           what has come so far; the next run goes on from its end
     NAME.verified       size, SHA-256 and time of change when NAME was verified, so that it is not hashed every time
     NAME.rejected       a truncated or foreign file that lay under NAME: set aside, never used
-    STEM.first-N-bytes.txt  the beginning of STEM.txt, up to the last story that ends within its first N bytes
+    STEM.first-N-bytes.txt  the beginning of STEM.txt (or .jsonl), up to the last story that ends within N bytes
+
+Files land here and not in the hub's cache: the user sees them, deletes them with the project, and 7.4 GB are not stored
+twice. What that cache already holds at the pinned revision is checked and linked, also without a network.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ import json
 import os
 import re
 import shutil
-import time
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,12 +29,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from storyladder.corpus.download import BLOCK_BYTES, Link, Wanted, disk_errors, fetch, sha256_of
+from storyladder.corpus.download import BLOCK_BYTES, Hub, disk_errors, sha256_of, size_of
 from storyladder.runtime.errors import DownloadError
 
-HUB = "https://huggingface.co"
+HUGGING_FACE = "https://huggingface.co"
 SPARE_DISK_BYTES = 256 * 10**6
-STORY_END = b"<|endoftext|>"
+STORY_ENDS = {".txt": b"<|endoftext|>", ".jsonl": b"\n"}  # files that can be cut; what ends a story in them
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,7 @@ SOURCES: Mapping[str, Source] = {
 
 def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str:
     """The hub, or the mirror that HF_ENDPOINT names."""
-    return environment.get("HF_ENDPOINT", "").strip() or HUB
-
-
-def free_disk_bytes(folder: Path) -> int:
-    """Bytes that may still be written into a folder."""
-    return shutil.disk_usage(folder).free
+    return environment.get("HF_ENDPOINT", "").strip() or HUGGING_FACE
 
 
 def download_source(
@@ -126,40 +123,30 @@ def download_source(
     folder: Path,
     *,
     endpoint: str,
-    stop_requested: Callable[[], bool] = lambda: False,
     limit_bytes: int | None = None,
-    progress: bool = True,
     say: Callable[[str], None] = tqdm.write,
-    sleep: Callable[[float], None] = time.sleep,
-    free_bytes: Callable[[Path], int] = free_disk_bytes,
-    timeout_s: float = 30.0,
 ) -> list[Path]:
     """Bring a corpus into `folder`; its local files, training files first. What is complete is not fetched again.
 
-    `limit_bytes` takes training files in order until they hold that many bytes; a .txt longer than what is left of them
-    is cut (see the top of this page), .json and .parquet stay whole, and so do validation files. Raises DownloadError
-    for all that the user can mend, and KeyboardInterrupt, keeping what has come, once `stop_requested()` is true.
+    `limit_bytes` takes training files in order until they hold that many bytes; a .txt or .jsonl longer than what is
+    left of them is cut (see the top of this page), .json and .parquet stay whole, and so do validation files. Raises
+    DownloadError for all that the user can mend. It may be broken off anywhere: what has come is kept.
     """
     assert limit_bytes is None or limit_bytes > 0, limit_bytes
-    endpoint = _checked(endpoint)
-    link = Link(
-        advice=f"set HF_ENDPOINT to a mirror, or download the files of {source.repo} by hand into {folder} "
-        f"and run: python prepare_data.py --stage {source.stage} --from {folder}",
-        timeout_s=timeout_s,
-        stop_requested=stop_requested,
-        progress=progress,
-        say=say,
-        sleep=sleep,
+    advice = (
+        f"set HF_ENDPOINT to a mirror, or download the files of {source.repo} by hand into {folder} "
+        f"and run: python prepare_data.py --stage {source.stage} --from {folder}"
     )
+    hub = Hub(_checked(endpoint), source.repo, source.revision, advice=advice, say=say)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        items = _choose(source, limit_bytes, _Catalogue(link, endpoint, source, folder))
-        here = [_find_complete(item, link) for item in items]
+        items = _choose(source, limit_bytes, functools.partial(_item, hub, folder))
+        here = [_find_complete(item) for item in items]
         missing = [item for item, path in zip(items, here, strict=True) if path is None]
         for item in missing:
-            _set_aside(item, link)
-        _check_disk(missing, folder, free_bytes(folder))
-        return [path or _bring(item, link) for item, path in zip(items, here, strict=True)]
+            _set_aside(item, say)
+        _check_disk(missing, folder)
+        return [path or _bring(item, hub) for item, path in zip(items, here, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,58 +155,49 @@ class _Item:
 
     path: Path
     also_at: tuple[Path, ...]
+    remote: str  # its path in the repository
     origin: str  # repository, revision and path: what a record must be about
-    wanted: Wanted
+    length: int  # bytes
+    sha256: str
     whole: _Item | None = None  # of a beginning: the file that it is the beginning of
 
     @property
-    def part_path(self) -> Path:
+    def part(self) -> Path:
         return self.path.with_name(f"{self.path.name}.part")
 
-    def beginning(self, first_bytes: int) -> _Item:
-        path = self.path.with_name(f"{self.path.stem}.first-{first_bytes}-bytes{self.path.suffix}")
-        return replace(self, path=path, also_at=(), wanted=replace(self.wanted, first_bytes=first_bytes), whole=self)
+    def beginning(self, length: int) -> _Item:
+        path = self.path.with_name(f"{self.path.stem}.first-{length}-bytes{self.path.suffix}")
+        return replace(self, path=path, also_at=(), length=length, whole=self)
 
 
-class _Catalogue:
-    """Sizes and hashes: from the table, else the record of an earlier download, else the hub's listing (asked once)."""
-
-    def __init__(self, link: Link, endpoint: str, source: Source, folder: Path) -> None:
-        self.endpoint, self.source, self.folder = endpoint, source, folder
-        self.listing = functools.cache(lambda: _read_listing(link, endpoint, source))
-
-    def item(self, file: RemoteFile) -> _Item:
-        source, path = self.source, self.folder / file.name
-        origin = f"{source.repo}@{source.revision}/{file.path}"
-        size, sha256 = file.bytes, file.sha256
-        if size is None or sha256 is None:
-            record = _read_record(path, origin)
-            size, sha256 = (record["bytes"], record["sha256"]) if record else self.listing()[file.path]
-        if file.bytes not in (None, size):
-            raise DownloadError(
-                f"{file.path} of {source.repo} has {size:,} bytes in the listing of {self.endpoint}, expected "
-                f"{file.bytes:,}: that server holds something else; set HF_ENDPOINT to another one"
-            )
-        address = f"{self.endpoint}/datasets/{source.repo}/resolve/{source.revision}/{urllib.parse.quote(file.path)}"
-        wanted = Wanted(address=address, total_bytes=size, sha256=sha256)
-        also_at = tuple(self.folder / name for name in file.also_named)
-        return _Item(path=path, also_at=also_at, origin=origin, wanted=wanted)
+def _item(hub: Hub, folder: Path, file: RemoteFile) -> _Item:
+    """Size and SHA-256: from the table, else an earlier download, the hub's cache, or its listing (asked once)."""
+    path, origin = folder / file.name, f"{hub.repo}@{hub.revision}/{file.path}"
+    size, sha256 = file.bytes, file.sha256
+    if size is None or sha256 is None:
+        record, cached = _read_record(path, origin), None
+        if record is None and (cached := hub.cached(file.path)) and _is_sha256(cached.name):
+            record = {"bytes": cached.stat().st_size, "sha256": cached.name}
+        found = (record["bytes"], record["sha256"]) if record else _published(hub, file.path)
+        size, sha256 = size or found[0], sha256 or found[1]
+    also_at = tuple(folder / name for name in file.also_named)
+    return _Item(path=path, also_at=also_at, remote=file.path, origin=origin, length=size, sha256=sha256)
 
 
-def _choose(source: Source, limit_bytes: int | None, catalogue: _Catalogue) -> list[_Item]:
+def _choose(source: Source, limit_bytes: int | None, item_of: Callable[[RemoteFile], _Item]) -> list[_Item]:
     """The training files, in order, that hold `limit_bytes` together, then all validation files."""
     items: list[_Item] = []
     left = limit_bytes
     for file in source.files:
         if left is not None and left <= 0:
             break
-        item = catalogue.item(file)
+        item = item_of(file)
         if left is not None:
-            if left < item.wanted.total_bytes and item.path.suffix == ".txt":
+            if left < item.length and item.path.suffix in STORY_ENDS:
                 item = item.beginning(left)
-            left -= item.wanted.length
+            left -= item.length
         items.append(item)
-    return items + [catalogue.item(file) for file in source.val_files]
+    return items + [item_of(file) for file in source.val_files]
 
 
 def _checked(endpoint: str) -> str:
@@ -230,23 +208,24 @@ def _checked(endpoint: str) -> str:
     except ValueError:
         sound = False
     if not sound:
-        raise DownloadError(f"the hub's address is {endpoint!r}, expected one like {HUB}; set HF_ENDPOINT to that")
+        raise DownloadError(
+            f"the hub's address is {endpoint!r}, expected one like {HUGGING_FACE}; set HF_ENDPOINT to that"
+        )
     return endpoint.rstrip("/")
 
 
-def _read_listing(link: Link, endpoint: str, source: Source) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 by path, of our files only. They are as good as the server that tells them."""
-    address = f"{endpoint}/api/datasets/{source.repo}/tree/{source.revision}?recursive=true"
-    answer = link.read_json(address)
-    entries = [entry for entry in answer if isinstance(entry, dict)] if isinstance(answer, list) else []
-    found: dict[str, tuple[int, str]] = {}
-    for file in source.files + source.val_files:
-        lfs = next((entry.get("lfs") for entry in entries if entry.get("path") == file.path), None)
-        size, sha256 = (lfs.get("size"), lfs.get("oid")) if isinstance(lfs, dict) else (None, None)
-        if type(size) is not int or size <= 0 or not re.fullmatch("[0-9a-f]{64}", str(sha256)):
-            raise DownloadError(f"{address} gives no size and SHA-256 for {file.path}, expected both; {link.advice}")
-        found[file.path] = (size, str(sha256))
-    return found
+def _is_sha256(text: object) -> bool:
+    return re.fullmatch("[0-9a-f]{64}", str(text)) is not None
+
+
+def _published(hub: Hub, path: str) -> tuple[int, str]:
+    """Size and SHA-256 of a file in the hub's listing."""
+    size, sha256 = hub.listing().get(path, (None, None))
+    if type(size) is not int or size <= 0 or not _is_sha256(sha256):
+        raise DownloadError(
+            f"{hub.endpoint} gives no size and SHA-256 for {path} of {hub.repo}, expected both; {hub.advice}"
+        )
+    return size, str(sha256)
 
 
 def _record_path(path: Path) -> Path:
@@ -263,17 +242,17 @@ def _read_record(path: Path, origin: str) -> dict[str, Any] | None:
         return None
 
 
-def _write_record(item: _Item, path: Path, contents: Path, sha256: str) -> None:
+def _write_record(item: _Item, contents: Path, sha256: str, *, path: Path | None = None) -> None:
     """Note that `contents`, which lies at `path` or is about to, is the item, verified."""
     status = contents.stat()
     record = {"origin": item.origin, "bytes": status.st_size, "sha256": sha256, "changed_ns": status.st_mtime_ns}
-    _record_path(path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    _record_path(path or item.path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _is_complete(item: _Item, path: Path, check_stop: Callable[[], None]) -> bool:
+def _is_complete(item: _Item, path: Path) -> bool:
     """Whether `path` is the item: by its record when it did not change since, else by its size and SHA-256."""
     record = _read_record(path, item.origin)
-    size, sha256 = item.wanted.total_bytes, item.wanted.sha256
+    size, sha256 = item.length, item.sha256
     if item.whole is not None:
         if record is None:  # only its record knows where the last story of a beginning ended
             return False
@@ -282,73 +261,108 @@ def _is_complete(item: _Item, path: Path, check_stop: Callable[[], None]) -> boo
         return False
     if record == {"bytes": size, "sha256": sha256, "changed_ns": path.stat().st_mtime_ns}:
         return True
-    if sha256_of(path, check_stop) != sha256:
+    if sha256_of(path) != sha256:
         return False
     with contextlib.suppress(OSError):  # a complete file in a folder that cannot be written is a complete file
-        _write_record(item, path, path, sha256)
+        _write_record(item, path, sha256, path=path)
     return True
 
 
-def _find_complete(item: _Item, link: Link) -> Path | None:
-    return next((path for path in (item.path, *item.also_at) if _is_complete(item, path, link.check_stop)), None)
+def _find_complete(item: _Item) -> Path | None:
+    return next((path for path in (item.path, *item.also_at) if _is_complete(item, path)), None)
 
 
-def _set_aside(item: _Item, link: Link) -> None:
+def _set_aside(item: _Item, say: Callable[[str], None]) -> None:
     """Take the final name from a file that is not the item; it may be the user's own, so it is not deleted."""
     if item.path.exists():
         aside = item.path.with_name(f"{item.path.name}.rejected")
-        link.say(
+        say(
             f"{item.path} is truncated or foreign ({item.path.stat().st_size:,} bytes, expected "
-            f"{item.wanted.length:,} of the published file): set aside as {aside.name}, fetching it again"
+            f"{item.length:,} of the published file): set aside as {aside.name}, fetching it again"
         )
         os.replace(item.path, aside)
 
 
-def _check_disk(missing: list[_Item], folder: Path, free: int) -> None:
+def _check_disk(missing: list[_Item], folder: Path) -> None:
     """Refuse before the first byte what the disk cannot take."""
-    here = sum(item.part_path.stat().st_size for item in missing if item.part_path.exists())
-    needed = sum(item.wanted.length for item in missing) - here + SPARE_DISK_BYTES
-    if missing and free < needed:
+    needed = sum(item.length - size_of(item.part) for item in missing) + SPARE_DISK_BYTES
+    if missing and (free := shutil.disk_usage(folder).free) < needed:
         raise DownloadError(
             f"the disk of {folder} has {free:,} bytes free, expected at least {needed:,}, {SPARE_DISK_BYTES:,} of them "
             "to spare; free some space, or take a part with --limit-mb, and run the same command again"
         )
 
 
-def _bring(item: _Item, link: Link) -> Path:
-    """Fetch an item and give it its final name once it is verified."""
-    sha256 = item.wanted.sha256
+def _bring(item: _Item, hub: Hub) -> Path:
+    """Bring an item here, and give it its final name once it is verified."""
     if item.whole is not None:
-        whole = _find_complete(item.whole, link)
-        if whole is not None:
-            _copy_beginning(whole, item.part_path, item.wanted.length)
-    fetch(link, item.wanted, item.part_path)
-    if item.whole is not None:
-        _end_with_a_story(item)
-        sha256 = sha256_of(item.part_path, link.check_stop)
-        link.say(f"{item.path}: only the beginning of {item.whole.path.name}, which cannot be checked by SHA-256")
-    _write_record(item, item.path, item.part_path, sha256)
-    os.replace(item.part_path, item.path)
+        return _bring_beginning(item, item.whole, hub)
+    cached = hub.cached(item.remote)
+    if cached is not None and sha256_of(cached) == item.sha256:
+        item.part.unlink(missing_ok=True)
+        try:
+            os.link(cached, item.part)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(cached, item.part)
+        return _publish(item, item.sha256)
+    _check_published(item, hub)
+    for last_chance in (False, True):
+        hub.fetch(item.remote, item.length, item.part)
+        if (got := sha256_of(item.part)) == item.sha256:
+            return _publish(item, got)
+        item.part.unlink()
+        message = f"{item.remote} came from {hub.endpoint} with SHA-256 {got}, expected {item.sha256}"
+        if not last_chance:
+            hub.say(f"{message}: once more from zero")
+    raise DownloadError(f"{message}; {hub.advice}")
+
+
+def _check_published(item: _Item, hub: Hub) -> None:
+    """Refuse before the first byte a hub that holds something else; also the first word with it, so it fails early."""
+    size, sha256 = _published(hub, item.remote)
+    expected = item.whole or item
+    if (size, sha256) != (expected.length, expected.sha256):
+        raise DownloadError(
+            f"{item.remote} of {hub.repo} has {size:,} bytes and SHA-256 {sha256} in the listing of {hub.endpoint}, "
+            f"expected {expected.length:,} and {expected.sha256}: that server holds something else; {hub.advice}"
+        )
+
+
+def _publish(item: _Item, sha256: str) -> Path:
+    """Give the part, which is whole and has this SHA-256, its final name."""
+    with item.part.open("r+b") as part:
+        os.fsync(part.fileno())
+    _write_record(item, item.part, sha256)
+    os.replace(item.part, item.path)
     return item.path
 
 
-def _copy_beginning(whole: Path, part_path: Path, length: int) -> None:
-    with whole.open("rb") as source, part_path.open("wb") as part:
-        while length > 0:
-            length -= part.write(source.read(min(BLOCK_BYTES, length)))
+def _bring_beginning(item: _Item, whole: _Item, hub: Hub) -> Path:
+    """Bring a beginning: of the whole file where that lies here, else by ranged reads."""
+    here = _find_complete(whole) or hub.cached(item.remote)
+    if here is not None:
+        with here.open("rb") as source, item.part.open("wb") as part:
+            while block := source.read(min(BLOCK_BYTES, item.length - part.tell())):
+                part.write(block)
+    else:
+        _check_published(item, hub)
+        hub.fetch_beginning(item.remote, whole.length, item.length, item.part)
+    _end_with_a_story(item, hub.endpoint)
+    hub.say(f"{item.path}: only the beginning of {whole.path.name}, which cannot be checked by SHA-256")
+    return _publish(item, sha256_of(item.part))
 
 
-def _end_with_a_story(item: _Item) -> None:
+def _end_with_a_story(item: _Item, origin: str) -> None:
     """Cut a beginning after the last line that ends a story, so that it stops neither in a story nor in a character."""
-    with item.part_path.open("r+b") as part:
-        tail = part.seek(max(0, item.wanted.length - BLOCK_BYTES))
-        end = part.read().rfind(STORY_END)
+    story_end = STORY_ENDS[item.path.suffix]
+    with item.part.open("r+b") as part:
+        tail = part.seek(max(0, item.length - BLOCK_BYTES))
+        end = part.read().rfind(story_end)
         if end >= 0:
-            part.truncate(tail + end + len(STORY_END))
-            os.fsync(part.fileno())
+            part.truncate(tail + end + len(story_end))
             return
-    item.part_path.unlink()
+    item.part.unlink()
     raise DownloadError(
-        f"the first {item.wanted.length:,} bytes at {item.wanted.address} hold no {STORY_END.decode()}, expected one "
+        f"the first {item.length:,} bytes of {item.remote} from {origin} hold no {story_end.decode()!r}, expected one "
         "after each story; give a larger --limit-mb, or none: the whole file is checked by SHA-256"
     )

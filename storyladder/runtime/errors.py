@@ -13,7 +13,7 @@ from storyladder.runtime.console import console
 
 # torchrun ends all processes of a group as soon as one has left: who has nothing to say lets the others speak first.
 LAST_WORDS = 1.0  # seconds
-_REQUIRED = ("torch", "tiktoken", "numpy", "tqdm", "ijson", "ftfy")
+_REQUIRED = ("torch", "tiktoken", "numpy", "tqdm", "ijson", "ftfy", "huggingface_hub")
 
 
 class UserError(Exception):

@@ -37,6 +37,7 @@ class StopRequest:
         self._speaks = True
         self._settled: int | None = None  # what all processes of a group know of
         self._settled_save = False
+        self._farewell: str | None = None
 
     def share(self, *, speaks: bool) -> None:
         """From now on act on what a group has agreed on only; `speaks` says whether this process talks to the user."""
@@ -69,6 +70,19 @@ class StopRequest:
         if self.signal_number is not None:
             raise Interrupted(self.signal_number)
 
+    @contextlib.contextmanager
+    def at_once(self, farewell: str) -> Iterator[None]:
+        """Inside the `with` already the first signal leaves at once, with these words: where nothing can be lost.
+
+        For code of others that cannot be asked whether it may be broken off. An exception out of the handler would
+        meet it anywhere, also between taking a lock and noting that it is held, and its exit handlers then wait for it.
+        """
+        self._farewell = farewell
+        try:
+            yield
+        finally:
+            self._farewell = None
+
     def request_save(self) -> None:
         """Ask to save and go on, as SIGUSR1 does."""
         self._save = True
@@ -82,6 +96,10 @@ class StopRequest:
         return asked
 
     def _on_leave(self, number: int, _frame: FrameType | None) -> None:
+        if self._farewell is not None:
+            with contextlib.suppress(OSError):
+                os.write(_STDERR, f"\n{self._farewell}\n".encode())
+            os._exit(128 + number)
         if self.signal_number is not None:
             if self._shared and time.monotonic() - self._heard_at < _ECHO_SECONDS:
                 return
