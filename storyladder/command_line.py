@@ -17,6 +17,8 @@ from typing import Any, NoReturn
 from storyladder.runtime.errors import SettingsError, UserError, speaks, user_errors
 from storyladder.settings import DEFAULT_PRESET, PROJECT, Ladder, StageConfig, check, misspelt_fields, nearest
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with errors of one line, and the nearest flag for a misspelt one."""
@@ -66,6 +68,7 @@ class StageRun:
     ladder: Ladder
     stage: StageConfig
     device: str = "auto"
+    precision: str = "auto"
     fresh: bool = False
     minutes: float | None = None
     plan: bool = False
@@ -76,6 +79,9 @@ def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | No
     """The flags of a stage script, with the preset's settings checked."""
     parser = Parser(description)
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
+    parser.add_argument(
+        "--precision", default="auto", choices=PRECISIONS, help="of the large matmuls; auto takes what is fastest here"
+    )
     parser.add_argument("--fresh", action="store_true", help="start this stage over; the old result is kept aside")
     parser.add_argument("--minutes", type=positive_number, metavar="N", help="fit the stage's schedule to N minutes")
     parser.add_argument("--plan", action="store_true", help="say what would happen and how long; start nothing")
@@ -88,6 +94,7 @@ def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | No
         ladder=ladder,
         stage=ladder.stage(stage_name),
         device=flags.device,
+        precision=flags.precision,
         fresh=flags.fresh,
         minutes=flags.minutes,
         plan=flags.plan,

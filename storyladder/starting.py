@@ -92,19 +92,25 @@ class Work:
     device_steps: DeviceSteps | None = None  # on a GPU
 
 
+_SAME_FILES = "copy the project with config.py and data/ to every machine, or keep it on a shared disk"
+
+
 def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Work:
     """All parts of a stage, with a model of the right shape whose weights are not loaded yet."""
     check_shares(run.stage, group)
     device = group.together(lambda: pick_device(own_device(run.device, group)))
-    precision = pick_precision(device)
     if device.type == "cpu":
         keep_freed_memory()
         if cpu_kernels() is None:
             say("no working C compiler (cc, gcc or clang) here: a step takes torch's own operations, which are slower")
     files = StageFiles.of(run.ladder, run.stage)
     data = group.first_then_others(lambda: _open_data(run))
-    _require_same_everywhere(run, data, precision, group)
+    _require_same_everywhere(_what_counts(run, data), group, _SAME_FILES)
     start = start_for_all(group, lambda: starting_point(run, files, data.fingerprints))
+    precision = group.together(lambda: _precision_of(run, start.state, device))
+    _require_same_everywhere({"precision": precision.name}, group, "start all of them with the same --precision")
+    if precision.warning:
+        say(f"warning: {precision.warning}")
     stage = dataclasses.replace(run.stage, **start.state.fitted)  # type: ignore[arg-type]
     vocabulary = _vocabulary(run, data, start.payload).to(device)
     model = build_model(dataclasses.replace(run.ladder.model, vocab_size=vocabulary.n_rows)).to(device)
@@ -147,25 +153,41 @@ def check_shares(stage: StageConfig, group: Group) -> None:
         )
 
 
-def _require_same_everywhere(run: StageRun, data: StageData, precision: Precision, group: Group) -> None:
-    """UserError in a process whose settings, number format or token files are not those of the first."""
+def _what_counts(run: StageRun, data: StageData) -> dict[str, str]:
+    """What all processes of a group must agree on before anything is loaded."""
+    settings = plain_settings(run.ladder, run.stage, [])
+    flags = {name: getattr(run, name) for name in ("minutes", "plan", "fresh", "device", "precision")}
+    return {"settings": repr({**settings, **flags}), **data.fingerprints}
 
-    def what_counts() -> dict[str, str]:
-        settings = plain_settings(run.ladder, run.stage, [])
-        flags = {"minutes": run.minutes, "plan": run.plan, "fresh": run.fresh, "device": run.device}
-        return {"settings": repr({**settings, **flags}), "number format": precision.name, **data.fingerprints}
 
-    theirs = group.first(what_counts)
+def _require_same_everywhere(here: dict[str, str], group: Group, remedy: str) -> None:
+    """UserError in a process where a value is not that of the first one."""
+    theirs = group.first(lambda: here)
 
     def compare() -> None:
-        different = [name for name, value in what_counts().items() if theirs[name] != value]
+        different = [name for name, value in here.items() if theirs[name] != value]
         if different:
             raise UserError(
                 f"process {group.rank} on {socket.gethostname()} differs from the first one in {', '.join(different)}; "
-                "copy the project with config.py and data/ to every machine, or keep it on a shared disk"
+                f"{remedy}"
             )
 
     group.together(compare)
+
+
+def _precision_of(run: StageRun, state: TrainState, device: torch.device) -> Precision:
+    """What --precision says, else what the stage began in, else what is fastest here.
+
+    A resumed stage must not choose anew by the machine of the day: its losses would not be those of one run.
+    """
+    if run.precision != "auto" or state.precision is None:
+        return pick_precision(device, run.precision)
+    try:
+        return pick_precision(device, state.precision, "the stage began in it")
+    except UserError as error:
+        if run.accept_changes:
+            return pick_precision(device)
+        raise UserError(f"the stage began in {state.precision}, but {error} --accept-changes") from None
 
 
 def _micro_batch_of_group(
@@ -279,6 +301,7 @@ def record_start(work: Work) -> None:
         data=work.data.fingerprints,
         vocabulary_rows=work.vocabulary.n_rows,
         micro_batch_size=work.micro_batch_size,
+        precision=work.precision.name,
         machine=machine_line(work.device, work.precision),
         cpus=os.cpu_count(),
         processes=work.group.world_size,

@@ -67,7 +67,7 @@ def steps_now(work: Work, *, step: int, n: int) -> list[StepResult]:
 
 
 def _may_run_ahead(work: Work) -> bool:
-    """One GPU, a number format whose scale needs no look at every step, and room for the tokens."""
+    """One GPU, a precision whose scale needs no look at every step, and room for the tokens."""
     if work.device.type != "cuda" or not work.group.is_alone or work.scaler.is_enabled():
         return False
     if work.device_steps is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import running
 import torch
 
 from model import GPT
@@ -21,6 +22,19 @@ from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig, check
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of all stages that run")
+    parser.addoption("--pretend-amx", action="store_true", help="let torch take this CPU for one with fast bf16")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Here, in the workers of xdist, and through the environment in whatever process a test starts."""
+    running.PRECISION = config.getoption("--precision")
+    if config.getoption("--pretend-amx"):
+        running.pretend_amx()
+
 
 TOY_MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, dropout=0.1)
 TOY_TINY = StageConfig(

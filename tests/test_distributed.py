@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from group_program import gradients_of_a_step
-from running import ENVIRONMENT, PROJECT
+from running import ENVIRONMENT, PROJECT, precision_flags
 from test_engine import elsewhere, interrupt_in_step, run_of, with_stage
 
 from model import GPT
@@ -74,7 +74,7 @@ def train(ladder: Ladder, *flags: object) -> list[str]:
     """The command that trains stage 1 of this ladder in two processes."""
     config = Path(ladder.paths.root) / "toy_config.py"
     config.write_text(f"from storyladder.settings import *\nPRESETS = ({ladder!r},)\n", encoding="utf-8")
-    return torchrun("train_tiny.py", "--config", config, "--device", "cpu", *flags)
+    return torchrun("train_tiny.py", "--config", config, "--device", "cpu", *flags, *precision_flags("train_tiny.py"))
 
 
 def files_of(ladder: Ladder) -> StageFiles:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import running
 import torch
 from torch.nn import functional as F
 
@@ -32,6 +33,7 @@ from storyladder.stage_files import StageFiles
 
 
 def run_of(ladder: Ladder, name: str = "tiny", **flags: Any) -> StageRun:
+    flags.setdefault("precision", running.PRECISION)
     return StageRun(ladder=ladder, stage=ladder.stage(name), device="cpu", **flags)
 
 

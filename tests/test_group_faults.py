@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import running
 import torch.distributed
 from conftest import TOY_CHILDREN, TOY_MODEL, TOY_SIMPLE, TOY_TINY
 from running import ENVIRONMENT, PROJECT
@@ -64,7 +65,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write_toy_tokens: Callable[
         for case in STAGES
     }
     arguments = [f"{case}={store.port}" for case, store in stores.items()]
-    program = [sys.executable, str(PROJECT / "tests/group_stages.py"), str(folder), *arguments]
+    program = [sys.executable, str(PROJECT / "tests/group_stages.py"), str(folder), running.PRECISION, *arguments]
     processes = [subprocess.Popen(program, cwd=PROJECT, env=as_torchrun_does(rank)) for rank in (0, 1)]
     try:
         for process in processes:

@@ -1,4 +1,4 @@
-"""The machine one has: device, number format, threads, memory. Decided once, said in one line."""
+"""The machine one has: device, precision, memory. Decided once, said in one line."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ GB = 1e9
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 _PROC = Path("/proc")
 _CGROUPS = Path("/sys/fs/cgroup")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The number format of the large products; weights, sums and the optimizer stay in float32."""
+    """The dtype of the large matmuls; weights, sums and the optimizer stay in float32."""
 
     dtype: torch.dtype
     reason: str
     device_type: str
+    warning: str = ""  # what the user should know before hours are spent
 
     @property
     def name(self) -> str:
         """bf16, fp16 or fp32."""
-        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.dtype, "fp32")
+        return next((name for name, dtype in _DTYPES.items() if dtype == self.dtype), "fp32")
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """The context in which the forward pass runs."""
@@ -63,8 +65,41 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_precision(device: torch.device) -> Precision:
-    """bf16 where the hardware multiplies it fast, fp16 with a scaler on older CUDA cards, else fp32."""
+def pick_precision(device: torch.device, name: str = "auto", reason: str = "--precision asks for it") -> Precision:
+    """The precision of that name, for that reason; a UserError where this device cannot train in it.
+
+    `auto` is bf16 where the hardware multiplies it fast, fp16 with a scaler on older CUDA cards, else fp32.
+    """
+    best = _fastest_precision(device)
+    if name in ("auto", best.name):
+        return best
+    if (why_not := _why_not(device, name)) is not None:
+        raise UserError(f"{name} does not work on {device}: {why_not}; try --precision {best.name}")
+    warning = ""
+    if device.type == "cpu" and name == "bf16":
+        warning = f"{best.reason}: bf16 is emulated, and a step takes several times as long as with --precision fp32"
+    return Precision(_DTYPES[name], reason, device.type, warning)
+
+
+def _why_not(device: torch.device, name: str) -> str | None:
+    """Why a device cannot train in a precision, or None where it can."""
+    if name not in _DTYPES:
+        return f"there are {', '.join(_DTYPES)}"
+    if device.type == "cpu" and name == "fp16":
+        return "CPUs have no fast fp16, and bf16 needs no loss scaling"
+    if device.type == "cuda" and name == "bf16":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"sm{major}{minor} has no bf16"
+    if device.type == "mps" and name != "fp32":
+        try:
+            with torch.autocast("mps", dtype=_DTYPES[name]):
+                torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
+        except RuntimeError as error:  # older systems have no bf16
+            return str(error).splitlines()[0]
+    return None
+
+
+def _fastest_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
@@ -176,5 +211,5 @@ def device_words(device: torch.device) -> str:
 
 
 def machine_line(device: torch.device, precision: Precision) -> str:
-    """One line: device, number format and why."""
+    """One line: device, precision and why."""
     return f"device {device_words(device)}, {precision.name} because {precision.reason}, torch {torch.__version__}"
