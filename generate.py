@@ -68,15 +68,18 @@ def main(argv: list[str] | None = None) -> None:
         seed = flags.seed if flags.seed is not None else secrets.randbelow(2**31)
         if not 0 <= seed < 2**63 - settings.num_samples:
             raise UserError(f"--seed is {seed}; expected 0 to 2**63")
-        from model import GPT  # importing torch takes seconds; --help must not wait for it
+        import torch  # which takes seconds; --help must not wait for it
+
+        from model import GPT
         from storyladder.corpus.tokenizer import gpt2_tokenizer
-        from storyladder.runtime.machine import pick_device
+        from storyladder.runtime.machine import most_threads, pick_device
         from storyladder.runtime.signals import stop_on_signals
         from storyladder.telling.story import tell
         from storyladder.telling.teller import load_teller
 
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
         device = pick_device(flags.device)
+        torch.set_num_threads(most_threads())
         teller = load_teller(ladder, flags.checkpoint, GPT, device)
         print(f"{teller.words}, seed {seed}", file=sys.stderr)
         with stop_on_signals() as stop:

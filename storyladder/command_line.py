@@ -14,10 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from storyladder.runtime.cores import wait_passively
 from storyladder.runtime.errors import SettingsError, UserError, speaks, user_errors
 from storyladder.settings import DEFAULT_PRESET, PROJECT, Ladder, StageConfig, check, misspelt_fields, nearest
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+MOST_THREADS = 1024
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,6 +43,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """The flags; a UserError names the nearest flag for one that does not exist."""
+        wait_passively()  # here, since every command parses its flags before it imports torch
         known, extra = self.parse_known_args(argv)
         if extra:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -61,6 +64,13 @@ def positive_number(text: str) -> float:
     return value
 
 
+def positive_count(text: str) -> int:
+    """A flag's value that must be a whole number above zero, and below what nobody means."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_THREADS):
+        raise argparse.ArgumentTypeError(f"is {text!r}; expected a whole number from 1 to {MOST_THREADS:,}")
+    return int(text)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageRun:
     """One call of a stage script: what to train, and how to run it here and now."""
@@ -69,6 +79,7 @@ class StageRun:
     stage: StageConfig
     device: str = "auto"
     precision: str = "auto"
+    threads: int | None = None
     fresh: bool = False
     minutes: float | None = None
     plan: bool = False
@@ -81,6 +92,9 @@ def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | No
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
     parser.add_argument(
         "--precision", default="auto", choices=PRECISIONS, help="of the large matmuls; auto takes what is fastest here"
+    )
+    parser.add_argument(
+        "--threads", type=positive_count, metavar="N", help="on a CPU; otherwise as many as the model gains from"
     )
     parser.add_argument("--fresh", action="store_true", help="start this stage over; the old result is kept aside")
     parser.add_argument("--minutes", type=positive_number, metavar="N", help="fit the stage's schedule to N minutes")
@@ -95,6 +109,7 @@ def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | No
         stage=ladder.stage(stage_name),
         device=flags.device,
         precision=flags.precision,
+        threads=flags.threads,
         fresh=flags.fresh,
         minutes=flags.minutes,
         plan=flags.plan,

@@ -44,6 +44,7 @@ class TrainState:
     batch_offset: int = 0  # batches left out by rollbacks: step k reads batch k + batch_offset
     micro_batch_size: int | None = None  # sequences per forward, once memory has run out with more
     precision: str | None = None  # that the stage is trained in
+    threads: int | None = None  # of one process on a CPU
     losses_seen: int = 0  # in the running mean and variance of the step's loss, for finding spikes
     loss_mean: float = 0.0
     loss_variance: float = 0.0
@@ -236,6 +237,7 @@ def check_shapes(payload: Payload, path: Path, model: ModelConfig) -> None:
 _FREE_SETTINGS = {
     "result_file",
     "micro_batch_size",
+    "threads",
     "eval_interval",
     "patience",
     "save_interval",

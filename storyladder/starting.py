@@ -16,7 +16,7 @@ from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWin
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.learning.device_steps import DeviceSteps
 from storyladder.learning.kernels import cpu_kernels
-from storyladder.learning.memory import fitting_micro_batch
+from storyladder.learning.memory import fitting_micro_batch, useful_threads
 from storyladder.learning.network import EMBEDDING, BuildModel, LanguageModel
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
@@ -28,6 +28,7 @@ from storyladder.runtime.machine import (
     free_memory,
     keep_freed_memory,
     machine_line,
+    most_threads,
     pick_device,
     pick_precision,
 )
@@ -77,6 +78,7 @@ class Work:
     device: torch.device
     precision: Precision
     micro_batch_size: int
+    threads: int | None  # on a CPU
     log: RunLog
     stop: StopRequest
     group: Group
@@ -113,6 +115,10 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
         say(f"warning: {precision.warning}")
     stage = dataclasses.replace(run.stage, **start.state.fitted)  # type: ignore[arg-type]
     vocabulary = _vocabulary(run, data, start.payload).to(device)
+    micro_batch_size = _micro_batch_of_group(run, start.state, device, vocabulary, group)
+    threads = None
+    if device.type == "cpu":
+        threads = _set_threads(run, start.state.threads if group.is_alone else None, vocabulary, micro_batch_size)
     model = build_model(dataclasses.replace(run.ladder.model, vocab_size=vocabulary.n_rows)).to(device)
     return Work(
         run=run,
@@ -134,7 +140,8 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
         vocabulary=vocabulary,
         device=device,
         precision=precision,
-        micro_batch_size=_micro_batch_of_group(run, start.state, device, vocabulary, group),
+        micro_batch_size=micro_batch_size,
+        threads=threads,
         log=RunLog(files.record, mute=not group.is_first),
         stop=stop,
         group=group,
@@ -215,6 +222,29 @@ def _micro_batch_size(
     if run.stage.micro_batch_size is not None:
         return min(run.stage.micro_batch_size, state.micro_batch_size)
     return state.micro_batch_size
+
+
+def _set_threads(run: StageRun, before: int | None, vocabulary: CompactVocabulary, micro_batch_size: int) -> int:
+    """What --threads or config.py says, else what the stage had `before`, else OMP_NUM_THREADS, else what pays; set.
+
+    The order in which a sum is taken, and with it the last digit, depends on the number of threads.
+    """
+    asked, cores = run.threads or run.stage.threads, most_threads()
+    if asked is not None:
+        threads = asked
+        if before not in (None, threads):
+            say(f"--threads was {before} and is {threads}: the last digits of losses may differ from then on")
+    elif before is not None:
+        threads = before
+        if threads > cores:
+            say(f"{threads} threads, as the stage began, on {cores} cores; --threads {cores} may be faster")
+    elif "OMP_NUM_THREADS" in os.environ:
+        threads = cores
+    else:
+        model, rows = run.ladder.model, vocabulary.n_rows
+        threads = useful_threads(model, n_rows=rows, micro_batch_size=micro_batch_size, cores=cores)
+    torch.set_num_threads(threads)
+    return threads
 
 
 def _open_data(run: StageRun) -> StageData:
@@ -302,6 +332,7 @@ def record_start(work: Work) -> None:
         vocabulary_rows=work.vocabulary.n_rows,
         micro_batch_size=work.micro_batch_size,
         precision=work.precision.name,
+        threads=work.threads,
         machine=machine_line(work.device, work.precision),
         cpus=os.cpu_count(),
         processes=work.group.world_size,

@@ -125,6 +125,14 @@ def small_gpt() -> Callable[..., GPT]:
     return build
 
 
+@pytest.fixture(params=["fp32", "bf16"])
+def each_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a promise about numbers holds in: the stages of the test run in it, whatever CPU there is."""
+    monkeypatch.setattr(running, "PRECISION", request.param)
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
 def full_precision() -> Precision:
     """No autocast: products in the type of the weights."""

@@ -210,7 +210,7 @@ def test_the_products_own_step_is_what_races(tiny_ladder: Ladder) -> None:
     assert line["tokens_per_s_compact"] == pytest.approx(4 * 16 / statistics.median(found[0].seconds), abs=0.1)
     assert (found[0].facts["rows"], found[0].facts["micro_batch"]) == (62, 2)
     assert line["peak_rss_gb"] > 0.1 and found[0].share > 0
-    expected = started_work(tiny_ladder, "cpu", compact=True)
+    expected = started_work(tiny_ladder, "cpu", compact=True, precision="fp32")
     losses = [step_now(expected, step=number).train_loss for number in range(2 + 3)]
     assert [reading["losses"][0] for reading in races[0][training.COMPACT].readings] == pytest.approx(losses[2:])
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from group_program import gradients_of_a_step
+from rounding import assert_same_losses, norm_tolerance
 from running import ENVIRONMENT, PROJECT, precision_flags
 from test_engine import elsewhere, interrupt_in_step, run_of, with_stage
 
@@ -81,19 +82,32 @@ def files_of(ladder: Ladder) -> StageFiles:
     return StageFiles.of(ladder, ladder.stage("tiny"))
 
 
-def curve(ladder: Ladder) -> list[tuple[str, int, float, float]]:
+def curve(ladder: Ladder) -> dict[str, list[float]]:
     """Every measured loss and gradient norm, in order."""
-    return [
-        (record["event"], record["step"], record.get("train_loss", record.get("val_loss")), record.get("grad_norm", 0))
-        for record in read_records(files_of(ladder).record)
-        if record["event"] in ("train", "evaluation")
-    ]
+    records = read_records(files_of(ladder).record)
+    trained = [record for record in records if record["event"] == "train"]
+    evaluated = [record for record in records if record["event"] == "evaluation"]
+    return {
+        "steps": [record["step"] for record in (*trained, *evaluated)],
+        "train_loss": [record["train_loss"] for record in trained],
+        "val_loss": [record["val_loss"] for record in evaluated],
+        "grad_norm": [record["grad_norm"] for record in trained],
+    }
 
 
 def assert_same_curve(one: Ladder, other: Ladder) -> None:
-    assert [record[:2] for record in curve(one)] == [record[:2] for record in curve(other)]
-    for mine, theirs in zip(curve(one), curve(other), strict=True):
-        assert theirs[2:] == pytest.approx(mine[2:], rel=2e-5), mine
+    """Equal but for rounding in the precision that is recorded."""
+    (precision,) = {
+        record["precision"]
+        for ladder in (one, other)
+        for record in read_records(files_of(ladder).record)
+        if record["event"] == "start"
+    }
+    ours, theirs = curve(one), curve(other)
+    assert ours["steps"] == theirs["steps"]
+    for name in ("train_loss", "val_loss"):
+        assert_same_losses(ours[name], theirs[name], precision)
+    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=norm_tolerance(precision))
 
 
 # --- whole stages -----------------------------------------------------------------------------------------------------

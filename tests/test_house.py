@@ -37,7 +37,11 @@ ONLY = {
     "storyladder.runtime.errors": (),
     "storyladder.settings": ("storyladder.runtime.errors",),
     "storyladder.runtime": ("storyladder.runtime",),
-    "storyladder.command_line": ("storyladder.settings", "storyladder.runtime.errors"),
+    "storyladder.command_line": (
+        "storyladder.settings",
+        "storyladder.runtime.errors",
+        "storyladder.runtime.cores",
+    ),
     "config": ("storyladder.settings", "storyladder.command_line"),
     "model": (
         "storyladder.settings",
@@ -48,7 +52,14 @@ ONLY = {
         "storyladder.learning.linear",
     ),
 }
-STANDARD_LIBRARY_ONLY = ("storyladder.settings", "storyladder.command_line", "storyladder.runtime.errors", "config")
+STANDARD_LIBRARY_ONLY = (
+    "storyladder.settings",
+    "storyladder.command_line",
+    "storyladder.runtime.control_groups",
+    "storyladder.runtime.cores",
+    "storyladder.runtime.errors",
+    "config",
+)
 TYPING_ONLY = {"typing_extensions"}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from running import PROJECT
 
-from storyladder.runtime import machine
+from storyladder.runtime import control_groups, machine
 from storyladder.runtime.errors import UserError
 from storyladder.runtime.machine import (
     Precision,
@@ -183,6 +183,7 @@ UNLIMITED = 20_000_000 * 1024
         ("0::/a/b\n", {"a/b": limits(most="9000", used=0), "a": limits(most="500", used=400)}, 100),
         ("0::/host/only\n", {".": limits(most="700", used=900)}, 0),
         ("5:cpu:/\n4:memory:/docker/x\n0::/\n", {"memory": limits(most="800", used=300, version=1)}, 500),
+        ("4:cpu,memory:/\n", {"cpu,memory": limits(most="900", used=300, version=1)}, 600),
         ("4:memory:/\n", {"memory": limits(most="9223372036854771712", used=1, version=1)}, UNLIMITED),
         ("nonsense\n", {}, UNLIMITED),
         ("0::/\n", {".": limits(most="3000", used=1000) | {"memory.stat": "something else\n"}}, UNLIMITED),
@@ -191,15 +192,15 @@ UNLIMITED = 20_000_000 * 1024
 def test_the_limit_of_a_container_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, groups: dict[str, dict[str, str]], free: int
 ) -> None:
-    monkeypatch.setattr(machine, "_PROC", tmp_path)
-    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(control_groups, "PROC", tmp_path)
+    monkeypatch.setattr(control_groups, "CGROUPS", tmp_path / "groups")
     container(tmp_path, path, {f"groups/{folder}": files for folder, files in groups.items()})
     assert free_memory(CPU) == free
 
 
 def test_the_line_names_device_format_reason_and_torch() -> None:
     line = machine.machine_line(CPU, cpu_precision({"amx_bf16": True}))
-    assert line == f"device cpu (1 threads), bf16 because this CPU has amx_bf16, torch {torch.__version__}"
+    assert line == f"device cpu (1 thread), bf16 because this CPU has amx_bf16, torch {torch.__version__}"
 
 
 def test_large_arrays_that_were_freed_are_taken_again_without_new_pages() -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
+from storyladder.runtime import control_groups
+from storyladder.runtime.cores import usable_cores
 from storyladder.runtime.errors import UserError
 
 GB = 1e9
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-_PROC = Path("/proc")
-_CGROUPS = Path("/sys/fs/cgroup")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -135,6 +135,12 @@ def keep_freed_memory() -> bool:
     return False
 
 
+def most_threads() -> int:
+    """Threads that torch should have here at most: OMP_NUM_THREADS, else one for each core of this process."""
+    threads = torch.get_num_threads()
+    return threads if "OMP_NUM_THREADS" in os.environ else min(threads, usable_cores())
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that could be taken now, or None where nobody says."""
     if device.type == "cuda":
@@ -147,7 +153,7 @@ def free_memory(device: torch.device) -> int | None:
 
 def _free_in_system() -> int | None:
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
+        lines = (control_groups.PROC / "meminfo").read_text(encoding="ascii").splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
     with contextlib.suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -159,15 +165,7 @@ def _free_in_container() -> int | None:
 
     A process that goes beyond is killed without a word. Read files that wait in memory are given up first: free.
     """
-    left = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers in ("", "memory"):  # version 2, version 1
-                top = _CGROUPS / controllers
-                own = top / path.lstrip("/")
-                # In a container the path may be the host's, and its files stand at the top; every parent has a say too.
-                left += [_left_in_group(group) for group in (own, *own.parents) if group.is_relative_to(top)]
+    left = [_left_in_group(group) for group in control_groups.control_groups("memory")]
     return min((room for room in left if room is not None), default=None)
 
 
@@ -207,7 +205,8 @@ def device_words(device: torch.device) -> str:
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "mps":
         return "mps (Apple GPU)"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    n = torch.get_num_threads()
+    return f"cpu ({n} thread{'s' if n > 1 else ''})"
 
 
 def machine_line(device: torch.device, precision: Precision) -> str:
