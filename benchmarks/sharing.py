@@ -1,4 +1,4 @@
-"""Training while another process keeps all cores busy: how much slower, with threads that spin and as the product waits.
+"""Training while another process keeps all cores busy: how much slower, when threads spin and as the product waits.
 
     python benchmarks/sharing.py              ten rounds, about a quarter of an hour; the section in RESULTS.md
     python benchmarks/sharing.py --json       and one JSON object as the last line
@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ TARGETS = {"demo": 3.0, "default": 2.5}  # times as long as alone, at most
 _STEPS = {"demo": 40, "default": 1}  # in a turn
 _LONGEST_TURN = 20.0  # seconds after which no further step is begun: spinning threads take a second for each
 _PATIENCE = 600.0  # seconds for an answer
-_WARM_UP = 0.5  # seconds that the burner has before a turn begins
+_WARM_UP = 1.0  # seconds that the burner has before a turn begins
 
 Seconds = dict[tuple[str, str, str], list[float]]  # a step, by preset, way of waiting, and whether alone
 
@@ -87,6 +88,8 @@ def build_stepper(track: Track) -> Racer:
 
 def burn(n: int) -> None:
     """Keep n cores busy until the process is ended; hashing large buffers does not hold the interpreter's lock."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # as a program in another window: Linux shares the cores among sessions
 
     def hash_for_ever(buffer: bytes) -> None:
         while True:
@@ -98,13 +101,13 @@ def burn(n: int) -> None:
 
 
 @contextlib.contextmanager
-def busy_cores(n: int) -> Iterator[None]:
+def busy_cores(n: int) -> Iterator[BaseProcess]:
     """Another process that burns n cores, inside the `with`."""
     burner = multiprocessing.get_context("spawn").Process(target=burn, args=(n,), daemon=True)
     burner.start()
     try:
         time.sleep(_WARM_UP)
-        yield
+        yield burner
     finally:
         burner.kill()
         burner.join()

@@ -420,6 +420,89 @@ def test_a_resumed_stage_keeps_the_micro_batch_that_it_began_with(
     assert read_checkpoint(resume)["progress"]["micro_batch_size"] == 4
 
 
+def test_a_resumed_stage_keeps_the_precision_that_it_began_in(
+    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the machine of the day would choose: the losses would not be those of one run."""
+    began, other = ("bf16", {}) if running.PRECISION == "bf16" else ("fp32", {"amx_bf16": True})
+    interrupt_in_step(toy_data, 1, precision=began)
+    resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: other)
+    interrupt_in_step(toy_data, 0, precision="auto")
+    assert f"{began} because the stage began in it" in capsys.readouterr().out
+    assert read_checkpoint(resume)["progress"]["precision"] == began
+    records = read_records(StageFiles.of(toy_data, toy_data.stage("tiny")).record)
+    assert {record["precision"] for record in records if record["event"] == "start"} == {began}
+
+
+def test_another_precision_is_a_change_refused_or_accepted_by_flag(toy_data: Ladder) -> None:
+    interrupt_in_step(toy_data, 1, precision="fp32")
+    with pytest.raises(UserError, match=r"--precision was fp32 and is bf16\. Set it back, or go on with --accept-"):
+        train_stage(run_of(toy_data, precision="bf16"), GPT)
+    interrupt_in_step(toy_data, 1, precision="bf16", accept_changes=True)
+    resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
+    assert read_checkpoint(resume)["progress"]["precision"] == "bf16"
+
+
+def test_a_precision_that_this_machine_lacks_is_refused_or_replaced_by_flag(
+    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    interrupt_in_step(toy_data, 1, precision="fp32")
+    resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
+    payload = read_checkpoint(resume)
+    save_checkpoint(resume, {**payload, "progress": payload["progress"] | {"precision": "fp16"}}, keep_previous=False)
+    with pytest.raises(UserError, match=r"began in fp16, but fp16 does not .* try --precision fp32 --accept-changes$"):
+        train_stage(run_of(toy_data, precision="auto"), GPT)
+    interrupt_in_step(toy_data, 0, precision="auto", accept_changes=True)
+    assert read_checkpoint(resume)["progress"]["precision"] == "fp32"
+
+
+def test_a_rollback_keeps_the_precision_of_today(toy_data: Ladder) -> None:
+    ladder = with_stage(toy_data, max_steps=30, save_interval=4)
+    interrupt_in_step(ladder, 4, precision="fp32")
+    files = StageFiles.of(ladder, ladder.stage("tiny"))
+    again = run_of(ladder, precision="bf16", accept_changes=True)
+    train_stage(again, poisoned(*range(1, MICROS * 20 + 1)))
+    records = read_records(files.record)
+    assert [record["event"] for record in records].count("rollback") == 1
+    train = [record for record in records if record["event"] == "start"]
+    assert train[-1]["precision"] == "bf16"
+
+
+def test_a_resumed_stage_takes_the_threads_that_it_began_with(
+    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the cores of the day: a sum's last digit depends on them. Only who asks for other threads gets them."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
+    interrupt_in_step(toy_data, 0, threads=2)
+    for flags, stage, expected in (({}, {}, 2), ({"threads": 3}, {}, 3), ({}, {"threads": 2}, 2)):
+        torch.set_num_threads(1)
+        capsys.readouterr()
+        interrupt_in_step(with_stage(toy_data, **stage), 0, **flags)
+        assert read_checkpoint(resume)["progress"]["threads"] == torch.get_num_threads() == expected
+        said = capsys.readouterr()
+        assert f"device cpu ({expected} threads)" in said.out
+        assert ("the last digits of losses may differ" in said.err) == bool(flags or stage)
+
+
+def test_threads_follow_omp_num_threads_and_else_what_the_model_gains(
+    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(2)
+    monkeypatch.setattr("storyladder.runtime.machine.usable_cores", lambda: 2)
+    for name, expected in (("OMP_NUM_THREADS", 2), (None, 1)):
+        torch.set_num_threads(2)
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        if name:
+            monkeypatch.setenv(name, "2")
+        ladder = with_stage(toy_data, max_steps=3, warmup_steps=1)
+        train_stage(run_of(ladder, fresh=True), GPT)
+        start = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)[0]
+        assert start["threads"] == torch.get_num_threads() == expected
+
+
 def test_losses_on_other_validation_windows_are_not_compared(
     toy_data: Ladder, capsys: pytest.CaptureFixture[str]
 ) -> None:

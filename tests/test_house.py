@@ -257,7 +257,7 @@ def test_the_check_of_commands_finds_what_would_be_refused() -> None:
     ]
 
 
-BENCHMARKS = [f"benchmarks/{name}.py" for name in ("training", "generation", "startup")]
+BENCHMARKS = [f"benchmarks/{name}.py" for name in ("training", "generation", "startup", "sharing")]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "config.py", *BENCHMARKS])

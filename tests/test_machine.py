@@ -126,6 +126,58 @@ def test_apples_gpu_uses_fp32() -> None:
     assert pick_precision(torch.device("mps")).dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("capability", "name", "refusal"),
+    [
+        ((9, 0), "fp32", None),
+        ((9, 0), "fp16", None),
+        ((7, 5), "fp32", None),
+        ((7, 5), "bf16", r"bf16 does not work on cuda: sm75 has no bf16; try --precision fp16"),
+        ((9, 0), "fp8", r"fp8 does not work on cuda: there are fp32, bf16, fp16; try --precision bf16"),
+    ],
+)
+def test_a_precision_asked_for_is_taken_or_refused_by_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str, refusal: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if refusal is not None:
+        with pytest.raises(UserError, match=refusal):
+            pick_precision(torch.device("cuda"), name)
+        return
+    precision = pick_precision(torch.device("cuda"), name)
+    assert (precision.name, precision.reason, precision.device_type) == (name, "--precision asks for it", "cuda")
+
+
+def test_bf16_on_a_cpu_that_emulates_it_is_taken_with_a_warning_and_fp16_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for capabilities, warns in (({}, True), ({"amx_bf16": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        precision = pick_precision(CPU, "bf16")
+        assert precision.name == "bf16" and precision.device_type == "cpu"
+        assert ("is emulated" in precision.warning) == warns
+        assert pick_precision(CPU, "fp32").name == "fp32" and not pick_precision(CPU, "fp32").warning
+        fastest = pick_precision(CPU).name
+        with pytest.raises(UserError, match=rf"fp16 does not work on cpu: .*; try --precision {fastest}$"):
+            pick_precision(CPU, "fp16")
+
+
+def test_what_apples_system_refuses_is_said() -> None:
+    if torch.backends.mps.is_available():
+        pytest.skip("it may well take it here")
+    with pytest.raises(UserError, match=r"bf16 does not work on mps: .*; try --precision fp32"):
+        pick_precision(torch.device("mps"), "bf16")
+
+
+def test_threads_are_at_most_the_cores_unless_the_user_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert machine.most_threads() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert machine.most_threads() == 8
+
+
 def test_only_fp16_scales_its_loss() -> None:
     for dtype, name, scales in (
         (torch.float16, "fp16", True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from storyladder.learning.loss import scores_at_once
@@ -12,9 +14,10 @@ _FLOATS_PER_TOKEN_AND_LAYER = 24  # of width C, kept for the way back: norms, q 
 _BASE_BYTES = 400e6  # Python, torch, the mapped token files
 _SHARE = 0.6  # of the free memory that a step may plan with; the rest is for the system and for surprises
 _CPU_TOKENS = 2048  # a forward on a CPU: small pieces stay in the cache and are as fast as large ones (LOG.md)
-# A thread more pays from so many FLOP of a micro-batch on, forward and backward: with two threads instead of one, 75
-# MFLOP took as long, 260 MFLOP 7 to 15 % less, 1,700 MFLOP 36 %, 6,600 MFLOP 80 % (2-core Xeon, AVX-512, fp32).
-_FLOP_PER_THREAD = 125e6
+# What one more thread to wait for costs, as work: FLOP of a micro-batch, forward and backward. With two threads instead
+# of one, a micro-batch of 75 MFLOP took as long, one of 260 MFLOP 13 % less, 3,300 MFLOP 32 % and 6,600 MFLOP 44 % less
+# (2-core Xeon with AVX-512, fp32, threads that spin). More than two threads were not measured.
+_FLOP_OF_A_WAIT = 60e6
 
 
 def predicted_memory(model: ModelConfig, *, n_rows: int, micro_batch_size: int, device_type: str) -> float:
@@ -43,7 +46,10 @@ def fitting_micro_batch(
 
 
 def useful_threads(model: ModelConfig, *, n_rows: int, micro_batch_size: int, cores: int) -> int:
-    """Threads that make a step on a CPU faster, at most `cores`: those of small models mostly wait for each other."""
+    """Threads that make a step on a CPU fastest, at most `cores`: those of small models mostly wait for each other.
+
+    n threads share the work W, and each adds c to the waits between its parts: W / n + c n is least at sqrt(W / c).
+    """
     parameters = model.n_params - (model.vocab_size - n_rows) * model.n_embd
     flop = 6 * parameters * micro_batch_size * model.context_length
-    return max(1, min(cores, int(flop / _FLOP_PER_THREAD)))
+    return max(1, min(cores, int(math.sqrt(flop / _FLOP_OF_A_WAIT))))
