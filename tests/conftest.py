@@ -113,13 +113,13 @@ def toy_data(toy_ladder: Ladder, write_toy_tokens: Callable[..., Path]) -> Ladde
 def small_gpt() -> Callable[..., GPT]:
     """Builds a GPT of 40 tokens without dropout, every parameter of which is far enough from its start to matter."""
 
-    def build(*, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: float) -> GPT:
+    def build(*, seed: int = 0, dtype: torch.dtype = torch.float32, far: float = 0.3, **changes: float) -> GPT:
         sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "vocab_size": 40, "dropout": 0.0}
         torch.manual_seed(seed)
         model = GPT(ModelConfig(**sizes | changes)).to(dtype)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+                parameter.add_(torch.randn_like(parameter), alpha=far)
         return model
 
     return build

@@ -32,3 +32,14 @@ def assert_same_losses(ours: list[float], theirs: list[float], precision: str) -
     """Two loss curves of a stage that are equal but for rounding."""
     learned = max(theirs) - min(theirs)
     assert ours == pytest.approx(theirs, rel=0, abs=loss_tolerance(precision, learned))
+
+
+def gradient_tolerance(precision: str, n_layer: int) -> float:
+    """Share of its norm by which the gradient of a parameter may miss that of exact arithmetic.
+
+    What reaches the first layer has been rounded ten times in each layer on the way forward (two norms, two matmuls of
+    the MLP and GELU, five in attention), as often on the way back, and four times at head and embedding. Errors of
+    different roundings are independent, so their squares add up. Scores must be about 1: an exponential is off by the
+    round-off times the score.
+    """
+    return float(ROUND_OFF[precision] * (20 * n_layer + 4) ** 0.5)
