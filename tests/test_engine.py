@@ -458,16 +458,24 @@ def test_a_precision_that_this_machine_lacks_is_refused_or_replaced_by_flag(
     assert read_checkpoint(resume)["progress"]["precision"] == "fp32"
 
 
-def test_a_rollback_keeps_the_precision_of_today(toy_data: Ladder) -> None:
-    ladder = with_stage(toy_data, max_steps=30, save_interval=4)
-    interrupt_in_step(ladder, 4, precision="fp32")
-    files = StageFiles.of(ladder, ladder.stage("tiny"))
-    again = run_of(ladder, precision="bf16", accept_changes=True)
-    train_stage(again, poisoned(*range(1, MICROS * 20 + 1)))
-    records = read_records(files.record)
-    assert [record["event"] for record in records].count("rollback") == 1
-    train = [record for record in records if record["event"] == "start"]
-    assert train[-1]["precision"] == "bf16"
+def test_a_rollback_keeps_the_precision_and_threads_of_today(toy_data: Ladder) -> None:
+    """The state that it goes back to was saved in another one."""
+    ladder = with_stage(toy_data, max_steps=40, save_interval=100)
+    interrupt_in_step(ladder, 4, precision="fp32", threads=1)
+
+    class Leaving(Poisoned):
+        poisoned: ClassVar[set[int]] = set(range(1, MICROS * 20 + 1))
+        count = 0
+
+        def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+            if self.training and type(self).count == MICROS * 21:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().hidden(idx_BT, cache)
+
+    with pytest.raises(Interrupted):
+        train_stage(run_of(ladder, precision="bf16", threads=2, accept_changes=True), Leaving)
+    progress = read_checkpoint(StageFiles.of(ladder, ladder.stage("tiny")).resume)["progress"]
+    assert (progress["rollbacks"], progress["precision"], progress["threads"]) == (1, "bf16", 2)
 
 
 def test_a_resumed_stage_takes_the_threads_that_it_began_with(
