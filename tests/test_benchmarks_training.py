@@ -205,7 +205,7 @@ def tiny_ladder(
 @pytest.mark.slow
 def test_the_products_own_step_is_what_races(tiny_ladder: Ladder) -> None:
     contenders = [Contender(name=training.COMPACT, kind="ours", number_format="fp32", compact=True)]
-    races, left_out = training.run_races(tiny_ladder, contenders, device="cpu", steps=3, seconds=60)
+    races, left_out = training.run_races(tiny_ladder, contenders, device="cpu", steps=3, seconds=600)
     assert left_out == [] and list(races[0]) == [training.COMPACT, "products, fp32"]
     found = training.results_of(tiny_ladder, contenders, races, left_out)
     line = training.json_line(found, device="cpu")

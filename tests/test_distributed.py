@@ -33,7 +33,7 @@ from storyladder.settings import Ladder
 from storyladder.stage_files import StageFiles
 from storyladder.starting import check_shares
 
-_PATIENCE = 90  # seconds that a busy machine may need
+_PATIENCE = 300  # seconds that a busy machine with one core may need
 
 
 def torchrun(script: str, *flags: object, processes: int = 2) -> list[str]:

@@ -24,7 +24,7 @@ from storyladder.runtime.checkpoint import read_checkpoint
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, Paths
 
-_PATIENCE = 90  # seconds that a busy machine may need
+_PATIENCE = 300  # seconds that a busy machine with one core may need
 STAGES: dict[str, dict[str, Any]] = {
     "memory": {"batch_size": 128, "micro_batch_size": 32, "max_steps": 4},
     "numbers": {"max_steps": 26, "eval_interval": 30},

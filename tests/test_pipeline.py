@@ -44,7 +44,7 @@ def run_script(root: Path, *words: str, steps: int = 5, status: int = 0) -> subp
         text=True,
         encoding="utf-8",
         cwd=root,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == status, done.stderr
