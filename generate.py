@@ -53,9 +53,11 @@ def main(argv: list[str] | None = None) -> None:
         seed = flags.seed if flags.seed is not None else secrets.randbelow(2**31)
         if not 0 <= seed < 2**63 - settings.num_samples:
             raise UserError(f"--seed is {seed}; expected 0 to 2**63")
-        from model import GPT  # importing torch takes seconds; --help must not wait for it
+        import torch  # which takes seconds; --help must not wait for it
+
+        from model import GPT
         from storyladder.corpus.tokenizer import gpt2_tokenizer
-        from storyladder.runtime.machine import pick_device
+        from storyladder.runtime.machine import most_threads, pick_device
         from storyladder.runtime.signals import stop_on_signals
         from storyladder.telling.prompt import checked_prompt, notes_on
         from storyladder.telling.story import tell
@@ -63,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
         prompt = checked_prompt(flags.prompt)
         device = pick_device(flags.device)
+        torch.set_num_threads(most_threads())
         with as_typed_for(ladder):
             teller = load_teller(ladder, flags.checkpoint, GPT, device)
         say(f"{teller.words}, seed {seed}")

@@ -20,7 +20,7 @@ from storyladder.learning import attention, loss
 from storyladder.learning.device_steps import Way
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
 from storyladder.runtime.distributed import ALONE
-from storyladder.runtime.machine import GB, Precision, peak_memory, pick_device
+from storyladder.runtime.machine import GB, peak_memory, pick_device
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder
 from storyladder.stage_files import pack_weights
@@ -119,10 +119,10 @@ class _Trainer:
         return words
 
 
-def started_work(ladder: Ladder, device: str, *, compact: bool) -> Work:
+def started_work(ladder: Ladder, device: str, *, compact: bool, precision: str = "auto") -> Work:
     """The first stage as its script starts it, from random weights."""
     stage = dataclasses.replace(ladder.stages[0], compact_vocabulary=compact)
-    run = StageRun(ladder=ladder, stage=stage, device=device, fresh=True)
+    run = StageRun(ladder=ladder, stage=stage, device=device, precision=precision, fresh=True)
     work = prepare_work(run, GPT, StopRequest(), ALONE)
     load_weights(work, GPT)
     return work
@@ -139,13 +139,10 @@ class Ours(_Trainer):
 
     def __init__(self, contender: Contender, workload: Workload) -> None:
         super().__init__(workload)
-        self._work = started_work(workload.ladder, workload.device, compact=contender.compact)
+        precision = contender.number_format or "auto"
+        self._work = started_work(workload.ladder, workload.device, compact=contender.compact, precision=precision)
         if contender.without is not None:
             WITHOUT[contender.without]()
-        if contender.number_format is not None:
-            dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[contender.number_format]
-            self._work.precision = Precision(dtype, "the benchmark asks for it", self.device.type)
-            self._work.scaler = self._work.precision.scaler()
         self.facts = {
             "number_format": self._work.precision.name,
             "rows": self._work.vocabulary.n_rows,

@@ -17,6 +17,7 @@ from storyladder.runtime.errors import DataError
 from storyladder.settings import PROJECT, Ladder, Paths, check
 from storyladder.stage_files import plain_settings
 
+SAMPLE_TYPES = 1_145  # of the bundled stories, which the demo is trained on
 TINYSTORIES_TYPES = 13_312  # the first 8.6 million tokens of TinyStories use 13,232
 _SYNTHETIC_TOKENS = 2_000_000
 _VAL_TOKENS = 4_096
@@ -49,10 +50,24 @@ def put_text(ladder: Ladder, data: Path | None) -> str:
     else:
         _write(train, zipf_ids(_SYNTHETIC_TOKENS, min(TINYSTORIES_TYPES, ladder.model.vocab_size)), "synthetic ids")
         words = "synthetic ids, Zipf-like: "
-    opened = _open(train, ladder)
+    return words + _put_val_file(ladder)
+
+
+def put_synthetic_text(ladder: Ladder, types: int) -> str:
+    """Put the first stage's token files into a ladder's data folder, ids of so many types; returns what text it is."""
+    folder = ladder.folder("data")
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder / ladder.stages[0].train_file, zipf_ids(_SYNTHETIC_TOKENS, types), "synthetic ids")
+    return "synthetic ids, Zipf-like: " + _put_val_file(ladder)
+
+
+def _put_val_file(ladder: Ladder) -> str:
+    """The head of the training text as validation text; how many tokens and types the former has."""
+    folder, stage = ladder.folder("data"), ladder.stages[0]
+    opened = _open(folder / stage.train_file, ladder)
     _write(folder / stage.val_file, np.array(opened.ids[:_VAL_TOKENS]), "head of the training text")
     types = int(opened.seen(ladder.model.vocab_size).sum())
-    return f"{words}{opened.sidecar.tokens:,} tokens of {types:,} types"
+    return f"{opened.sidecar.tokens:,} tokens of {types:,} types"
 
 
 def zipf_ids(n_tokens: int, n_types: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from storyladder.runtime.cores import wait_passively
 from storyladder.runtime.errors import SettingsError, UserError, speaks, user_errors
 from storyladder.settings import (
     DEFAULT_PRESET,
@@ -29,6 +30,9 @@ from storyladder.settings import (
     typed_path,
 )
 from storyladder.unknown_flags import answers_to
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+MOST_THREADS = 1024
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,6 +63,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """The flags; a UserError answers to all that do not exist."""
+        wait_passively()  # here, since every command parses its flags before it imports torch
         known, extra = self.parse_known_args(argv)
         if extra:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -77,6 +82,13 @@ def positive_number(text: str) -> float:
     return value
 
 
+def positive_count(text: str) -> int:
+    """A flag's value that must be a whole number above zero, and below what nobody means."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_THREADS):
+        raise argparse.ArgumentTypeError(f"is {text!r}; expected a whole number from 1 to {MOST_THREADS:,}")
+    return int(text)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageRun:
     """One call of a stage script: what to train, and how to run it here and now."""
@@ -84,6 +96,8 @@ class StageRun:
     ladder: Ladder
     stage: StageConfig
     device: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
     fresh: bool = False
     minutes: float | None = None
     plan: bool = False
@@ -99,6 +113,12 @@ def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | No
     """The flags of a stage script, with the preset's settings checked."""
     parser = Parser(description, STAGE_SCRIPTS[stage_name])
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
+    parser.add_argument(
+        "--precision", default="auto", choices=PRECISIONS, help="of the large matmuls; auto takes what is fastest here"
+    )
+    parser.add_argument(
+        "--threads", type=positive_count, metavar="N", help="on a CPU; otherwise as many as the model gains from"
+    )
     parser.add_argument("--fresh", action="store_true", help="start this stage over; the old result is kept aside")
     parser.add_argument("--minutes", type=positive_number, metavar="N", help="fit the stage's schedule to N minutes")
     parser.add_argument("--plan", action="store_true", help="say what would happen and how long; start nothing")
@@ -111,6 +131,8 @@ def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | No
         ladder=ladder,
         stage=ladder.stage(stage_name),
         device=flags.device,
+        precision=flags.precision,
+        threads=flags.threads,
         fresh=flags.fresh,
         minutes=flags.minutes,
         plan=flags.plan,

@@ -91,7 +91,8 @@ def _set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gr
     load_weights(work, build_model)
     if run.fresh:
         group.first(lambda: _set_aside(work))
-    work.state.micro_batch_size = work.micro_batch_size
+    work.state.micro_batch_size, work.state.precision = work.micro_batch_size, work.precision.name
+    work.state.threads = work.threads if group.is_alone else None
     _check_windows(work)
     _check_best(work)
     work.log.keep_until(work.state.step, evaluated_at=work.state.evaluated_at)

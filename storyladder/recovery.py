@@ -101,7 +101,7 @@ def roll_back(work: Work, progress: Progress, why: str) -> None:
     good.rollbacks = bad.rollbacks + 1
     good.skipped_steps = bad.skipped_steps
     good.train_seconds = bad.train_seconds
-    good.micro_batch_size = bad.micro_batch_size
+    good.micro_batch_size, good.precision, good.threads = bad.micro_batch_size, bad.precision, bad.threads
     good.best_loss, good.best_step = bad.best_loss, bad.best_step  # of the weights that are kept
     good.batch_offset = bad.batch_offset + bad.step - good.step
     for field in dataclasses.fields(TrainState):  # the loop holds this very object

@@ -112,6 +112,7 @@ class StageConfig:
     max_steps: int = 200_000  # optimizer steps; a maximum where `patience` is set
     batch_size: int = 32  # sequences per optimizer step, over all micro-batches and processes
     micro_batch_size: int | None = None  # sequences per forward; None: chosen from the memory there is
+    threads: int | None = None  # on a CPU; None: as many as the model gains from
     optimizer: str = "adamw"  # adamw; muon: Muon moves the hidden matrices, AdamW everything else
     schedule: str = "cosine"  # cosine or linear: the way from max_lr to min_lr
     max_lr: float = 3e-4  # after the warm-up; under muon that of the hidden matrices
@@ -322,6 +323,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "max_steps": (1, 10**9),
     "batch_size": (1, 10**6),
     "micro_batch_size": (1, 10**6),
+    "threads": (1, 1024),
     "max_lr": (1e-12, 10),
     "min_lr": (0, 10),
     "wte_lr": (1e-12, 10),

@@ -50,6 +50,8 @@ class TrainState:
     rollbacks: int = 0  # to an earlier state, because numbers stayed bad
     batch_offset: int = 0  # batches left out by rollbacks: step k reads batch k + batch_offset
     micro_batch_size: int | None = None  # sequences per forward, once memory has run out with more
+    precision: str | None = None  # that the stage is trained in
+    threads: int | None = None  # of one process on a CPU
     losses_seen: int = 0  # in the running mean and variance of the step's loss, for finding spikes
     loss_mean: float = 0.0
     loss_variance: float = 0.0
@@ -294,6 +296,7 @@ def _saved_settings(payload: Payload) -> dict[str, Any]:
 _FREE_SETTINGS = {
     "result_file",
     "micro_batch_size",
+    "threads",
     "eval_interval",
     "patience",
     "save_interval",

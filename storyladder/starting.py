@@ -17,7 +17,7 @@ from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.learning.data_parallel import DataParallel
 from storyladder.learning.device_steps import DeviceSteps
 from storyladder.learning.kernels import why_no_kernels
-from storyladder.learning.memory import fitting_micro_batch
+from storyladder.learning.memory import fitting_micro_batch, useful_threads
 from storyladder.learning.network import EMBEDDING, BuildModel, LanguageModel
 from storyladder.learning.optimizer import MOMENTS, build_optimizer
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
@@ -30,6 +30,7 @@ from storyladder.runtime.machine import (
     free_memory,
     keep_freed_memory,
     machine_line,
+    most_threads,
     pick_device,
     pick_precision,
 )
@@ -78,6 +79,7 @@ class Work:
     device: torch.device
     precision: Precision
     micro_batch_size: int
+    threads: int | None  # on a CPU
     log: RunLog
     stop: StopRequest
     group: Group
@@ -94,23 +96,33 @@ class Work:
     parallel: DataParallel | None = None  # in a group
 
 
+_SAME_FILES = "copy the project with config.py and data/ to every machine, or keep it on a shared disk"
+
+
 def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Work:
     """All parts of a stage, with a model of the right shape whose weights are not loaded yet."""
     check_shares(run.stage, group)
     device = group.together(lambda: pick_device(own_device(run.device, group)))
-    precision = pick_precision(device)
-    if device.type == "cuda" and not compute_repeatably(device, precision.dtype):
-        say(f"attention in {precision.name} has no fixed order of sums on this GPU: a resumed run may differ a little")
     if device.type == "cpu":
         keep_freed_memory()
         if why := why_no_kernels():
             say(f"{why}: a step takes torch's own operations, which are slower")
     files = StageFiles.of(run.ladder, run.stage)
     data = group.first_then_others(lambda: _open_data(run))
-    _require_same_everywhere(run, data, precision, group)
+    _require_same_everywhere(_what_counts(run, data), group, _SAME_FILES)
     start = start_for_all(group, lambda: starting_point(run, files, data.fingerprints))
+    precision = group.together(lambda: _precision_of(run, start.state, device))
+    _require_same_everywhere({"precision": precision.name}, group, "start all of them with the same --precision")
+    if precision.warning:
+        say(f"warning: {precision.warning}")
+    if device.type == "cuda" and not compute_repeatably(device, precision.dtype):
+        say(f"attention in {precision.name} has no fixed order of sums on this GPU: a resumed run may differ a little")
     stage = dataclasses.replace(run.stage, **start.state.fitted)  # type: ignore[arg-type]
     vocabulary = _vocabulary(run, data, start.payload).to(device)
+    micro_batch_size = _micro_batch_of_group(run, start.state, device, vocabulary, group)
+    threads = None
+    if device.type == "cpu":
+        threads = _set_threads(run, start.state.threads if group.is_alone else None, vocabulary, micro_batch_size)
     model = build_model(dataclasses.replace(run.ladder.model, vocab_size=vocabulary.n_rows)).to(device)
     return Work(
         run=run,
@@ -132,7 +144,8 @@ def prepare_work(run: StageRun, build_model: BuildModel, stop: StopRequest, grou
         vocabulary=vocabulary,
         device=device,
         precision=precision,
-        micro_batch_size=_micro_batch_of_group(run, start.state, device, vocabulary, group),
+        micro_batch_size=micro_batch_size,
+        threads=threads,
         log=RunLog(files.record, mute=not group.is_first),
         stop=stop,
         group=group,
@@ -151,25 +164,41 @@ def check_shares(stage: StageConfig, group: Group) -> None:
         )
 
 
-def _require_same_everywhere(run: StageRun, data: StageData, precision: Precision, group: Group) -> None:
-    """UserError in a process whose settings, number format or token files are not those of the first."""
+def _what_counts(run: StageRun, data: StageData) -> dict[str, str]:
+    """What all processes of a group must agree on before anything is loaded."""
+    settings = plain_settings(run.ladder, run.stage, [])
+    flags = {name: getattr(run, name) for name in ("minutes", "plan", "fresh", "device", "precision")}
+    return {"settings": repr({**settings, **flags}), **data.fingerprints}
 
-    def what_counts() -> dict[str, str]:
-        settings = plain_settings(run.ladder, run.stage, [])
-        flags = {"minutes": run.minutes, "plan": run.plan, "fresh": run.fresh, "device": run.device}
-        return {"settings": repr({**settings, **flags}), "number format": precision.name, **data.fingerprints}
 
-    theirs = group.first(what_counts)
+def _require_same_everywhere(here: dict[str, str], group: Group, remedy: str) -> None:
+    """UserError in a process where a value is not that of the first one."""
+    theirs = group.first(lambda: here)
 
     def compare() -> None:
-        different = [name for name, value in what_counts().items() if theirs[name] != value]
+        different = [name for name, value in here.items() if theirs[name] != value]
         if different:
             raise UserError(
                 f"process {group.rank} on {socket.gethostname()} differs from the first one in {', '.join(different)}; "
-                "copy the project with config.py and data/ to every machine, or keep it on a shared disk"
+                f"{remedy}"
             )
 
     group.together(compare)
+
+
+def _precision_of(run: StageRun, state: TrainState, device: torch.device) -> Precision:
+    """What --precision says, else what the stage began in, else what is fastest here.
+
+    A resumed stage must not choose anew by the machine of the day: its losses would not be those of one run.
+    """
+    if run.precision != "auto" or state.precision is None:
+        return pick_precision(device, run.precision)
+    try:
+        return pick_precision(device, state.precision, "the stage began in it")
+    except UserError as error:
+        if run.accept_changes:
+            return pick_precision(device)
+        raise UserError(f"the stage began in {state.precision}, but {error} --accept-changes") from None
 
 
 def _micro_batch_of_group(
@@ -197,6 +226,29 @@ def _micro_batch_size(
     if run.stage.micro_batch_size is not None:
         return min(run.stage.micro_batch_size, state.micro_batch_size)
     return state.micro_batch_size
+
+
+def _set_threads(run: StageRun, before: int | None, vocabulary: CompactVocabulary, micro_batch_size: int) -> int:
+    """What --threads or config.py says, else what the stage had `before`, else OMP_NUM_THREADS, else what pays; set.
+
+    The order in which a sum is taken, and with it the last digit, depends on the number of threads.
+    """
+    asked, cores = run.threads or run.stage.threads, most_threads()
+    if asked is not None:
+        threads = asked
+        if before not in (None, threads):
+            say(f"--threads was {before} and is {threads}: the last digits of losses may differ from then on")
+    elif before is not None:
+        threads = before
+        if threads > cores:
+            say(f"{threads} threads, as the stage began, on {cores} cores; --threads {cores} may be faster")
+    elif "OMP_NUM_THREADS" in os.environ:
+        threads = cores
+    else:
+        model, rows = run.ladder.model, vocabulary.n_rows
+        threads = useful_threads(model, n_rows=rows, micro_batch_size=micro_batch_size, cores=cores)
+    torch.set_num_threads(threads)
+    return threads
 
 
 def _open_data(run: StageRun) -> StageData:
@@ -275,6 +327,8 @@ def record_start(work: Work) -> None:
         data=work.data.fingerprints,
         vocabulary_rows=work.vocabulary.n_rows,
         micro_batch_size=work.micro_batch_size,
+        precision=work.precision.name,
+        threads=work.threads,
         machine=machine_line(work.device, work.precision),
         cpus=os.cpu_count(),
         processes=work.group.world_size,

@@ -62,18 +62,14 @@ def _continued(run: StageRun, resume: Loaded, fingerprints: dict[str, str]) -> S
     changes = changes_since(resume.payload, run.ladder, run.stage, fingerprints)
     links = broken_links(run.ladder, run.stage, resume.payload)
     changes += [words for name, words in links if name == run.stage.name]
+    state = _state_in(resume)
+    if run.precision != "auto" and state.precision not in (None, run.precision):
+        changes.append(f"--precision was {state.precision} and is {run.precision}")
     if changes and not run.accept_changes:
         raise UserError(
             f"since {resume.path.name} was saved, {'; '.join(changes)}. Set it back, or go on with "
             "--accept-changes, or start over with --fresh"
         )
-    try:
-        state = TrainState(**resume.payload["progress"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{resume.path} does not say where the stage stands ({error}): another version wrote it, or it is no "
-            "resume state; put the right file back, or start over with --fresh, which keeps this one aside"
-        ) from None
     if changes:
         state.fitted = {}  # the schedule of config.py is what the user asks for now
     if resume.notes:
@@ -82,6 +78,17 @@ def _continued(run: StageRun, resume: Loaded, fingerprints: dict[str, str]) -> S
     words = f"continuing at step {state.step:,} from {resume.path.name}{fitted}"
     ancestors = resume.payload["settings"]["stages"][:-1]
     return Start(words, resume.payload, state, ancestors, resume.payload.get("parent_digest"))
+
+
+def _state_in(resume: Loaded) -> TrainState:
+    """Where the stage stands by its resume state."""
+    try:
+        return TrainState(**resume.payload["progress"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{resume.path} does not say where the stage stands ({error}): another version wrote it, or it is no "
+            "resume state; put the right file back, or start over with --fresh, which keeps this one aside"
+        ) from None
 
 
 def _from_the_stage_before(run: StageRun, parent_name: str) -> Start:

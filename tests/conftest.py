@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import running
 import torch
 
 from model import GPT
@@ -33,6 +34,19 @@ MUON: dict[str, Any] = {
     "vector_lr": 0.03,
 }
 BOTH_OPTIMIZERS = pytest.mark.parametrize("changes", [{}, MUON], ids=["adamw", "muon"])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of all stages that run")
+    parser.addoption("--pretend-amx", action="store_true", help="let torch take this CPU for one with fast bf16")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Here, in the workers of xdist, and through the environment in whatever process a test starts."""
+    running.PRECISION = config.getoption("--precision")
+    if config.getoption("--pretend-amx"):
+        running.pretend_amx()
+
 
 TOY_MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, dropout=0.1)
 TOY_TINY = StageConfig(
@@ -111,16 +125,24 @@ def toy_data(toy_ladder: Ladder, write_toy_tokens: Callable[..., Path]) -> Ladde
 def small_gpt() -> Callable[..., GPT]:
     """Builds a GPT of 40 tokens without dropout, every parameter of which is far enough from its start to matter."""
 
-    def build(*, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: float) -> GPT:
+    def build(*, seed: int = 0, dtype: torch.dtype = torch.float32, far: float = 0.3, **changes: float) -> GPT:
         sizes = {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "vocab_size": 40, "dropout": 0.0}
         torch.manual_seed(seed)
         model = GPT(ModelConfig(**sizes | changes)).to(dtype)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+                parameter.add_(torch.randn_like(parameter), alpha=far)
         return model
 
     return build
+
+
+@pytest.fixture(params=["fp32", "bf16"])
+def each_precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a promise about numbers holds in: the stages of the test run in it, whatever CPU there is."""
+    monkeypatch.setattr(running, "PRECISION", request.param)
+    name: str = request.param
+    return name
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What tests/test_group_faults.py starts in several processes: whole stages in which one process meets a fault.
 
-Not a test itself. Usage, in an environment as of torchrun: tests/group_stages.py FOLDER CASE=PORT ... FOLDER holds the
-settings of each case, CASE.py; PORT leads to the case's store; findings are written to CASE.RANK.json.
+Not a test itself. Usage, in an environment as of torchrun: tests/group_stages.py FOLDER PRECISION CASE=PORT ... FOLDER
+holds the settings of each case, CASE.py; PORT leads to the case's store; findings are written to CASE.RANK.json.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def without_room_for(rows: int) -> Callable[[Any], torch.Tensor]:
     return failing
 
 
-def play(folder: Path, case: str) -> dict[str, object]:
+def play(folder: Path, case: str, precision: str) -> dict[str, object]:
     """Train the case's preset; what this process has seen of it."""
     ladder = load_ladder(folder / f"{case}.py", DEFAULT_PRESET)
     models: list[GPT] = []
@@ -154,7 +154,7 @@ def play(folder: Path, case: str) -> dict[str, object]:
     if case == "memory" and RANK == 1:
         torch.from_numpy = without_room_for(64)  # this process's share of a batch
     minutes = 0.03 if case == "minutes" else None
-    run = StageRun(ladder=ladder, stage=ladder.stage("tiny"), device="cpu", minutes=minutes)
+    run = StageRun(ladder=ladder, stage=ladder.stage("tiny"), device="cpu", minutes=minutes, precision=precision)
     error: UserError | None = None
     try:
         with NoMemoryFor(NO_MEMORY.get(case, []) if RANK == 1 else []):
@@ -169,9 +169,9 @@ def play(folder: Path, case: str) -> dict[str, object]:
 def main() -> None:
     """Play all cases and write what was found."""
     folder = Path(sys.argv[1])
-    for case, port in (argument.split("=") for argument in sys.argv[2:]):
+    for case, port in (argument.split("=") for argument in sys.argv[3:]):
         os.environ["MASTER_PORT"] = port
-        found = play(folder, case)
+        found = play(folder, case, sys.argv[2])
         (folder / f"{case}.{RANK}.json").write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -10,12 +11,26 @@ from pathlib import Path
 PROJECT = Path(__file__).resolve().parents[1]
 # Without what the one who runs the tests has set: PYTHONUNBUFFERED moves the place where a closed pipe is met.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
+PRECISION = "auto"  # of every stage that a test runs, here or in another process: pytest --precision
 SCRIPTS = ("prepare_data.py", "train_tiny.py", "train_children.py", "train_simp.py", "generate.py")
 
 
 def command(script: str, *flags: object) -> list[str]:
-    """What to type."""
-    return [sys.executable, str(PROJECT / script), *map(str, flags)]
+    """What to type, with the precision that stages are to run in."""
+    return [sys.executable, str(PROJECT / script), *map(str, flags), *precision_flags(script)]
+
+
+def precision_flags(script: str) -> list[str]:
+    """For a stage script whose precision pytest's option forces."""
+    return ["--precision", PRECISION] if script.startswith("train_") and PRECISION != "auto" else []
+
+
+def pretend_amx() -> None:
+    """Let torch take this CPU for one with AMX, here and in all processes that tests start."""
+    folder = str(PROJECT / "tests" / "pretend_amx")
+    sys.path.append(folder)
+    importlib.import_module("pretend_amx").install()
+    os.environ["PYTHONPATH"] = ENVIRONMENT["PYTHONPATH"] = folder
 
 
 def run_script(
@@ -28,7 +43,7 @@ def run_script(
         env={**ENVIRONMENT, **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
 

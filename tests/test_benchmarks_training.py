@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -15,16 +16,18 @@ import torch
 from racing import Runner
 from running import refusal, run_script
 
-from benchmarks import generation, loss_curve, racers, startup, training, turns, workload
+from benchmarks import generation, loss_curve, racers, sharing, startup, training, turns, workload
 from benchmarks.racers import WITHOUT, Contender, Workload, started_work
 from benchmarks.tellers import ANEW, OURS, THEIRS, Anew, Cached, Telling, Transformers
 from benchmarks.turns import Entry, Measured, race
 from storyladder.command_line import load_ladder
 from storyladder.corpus.tokenizer import EOT
 from storyladder.learning import attention, loss
+from storyladder.runtime.cores import usable_cores, waiting_policy
 from storyladder.settings import PROJECT, GenerateConfig, Ladder, ModelConfig
 from storyladder.stepping import step_now
 
+DECIDES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 JSON_KEYS = {
     "tokens_per_s",
     "ratio_plain_fp32",
@@ -202,7 +205,7 @@ def tiny_ladder(
 @pytest.mark.slow
 def test_the_products_own_step_is_what_races(tiny_ladder: Ladder) -> None:
     contenders = [Contender(name=training.COMPACT, kind="ours", number_format="fp32", compact=True)]
-    races, left_out = training.run_races(tiny_ladder, contenders, device="cpu", steps=3, seconds=60)
+    races, left_out = training.run_races(tiny_ladder, contenders, device="cpu", steps=3, seconds=600)
     assert left_out == [] and list(races[0]) == [training.COMPACT, "products, fp32"]
     found = training.results_of(tiny_ladder, contenders, races, left_out)
     line = training.json_line(found, device="cpu")
@@ -210,7 +213,7 @@ def test_the_products_own_step_is_what_races(tiny_ladder: Ladder) -> None:
     assert line["tokens_per_s_compact"] == pytest.approx(4 * 16 / statistics.median(found[0].seconds), abs=0.1)
     assert (found[0].facts["rows"], found[0].facts["micro_batch"]) == (62, 2)
     assert line["peak_rss_gb"] > 0.1 and found[0].share > 0
-    expected = started_work(tiny_ladder, "cpu", compact=True)
+    expected = started_work(tiny_ladder, "cpu", compact=True, precision="fp32")
     losses = [step_now(expected, step=number).train_loss for number in range(2 + 3)]
     assert [reading["losses"][0] for reading in races[0][training.COMPACT].readings] == pytest.approx(losses[2:])
 
@@ -282,7 +285,44 @@ def test_start_up_says_the_slowest_help_and_medians(toy_ladder: Ladder, tmp_path
     assert (moved.folder("data") / moved.stages[0].train_file).is_file()
 
 
-@pytest.mark.parametrize("name", ["training", "generation", "startup"])
+@pytest.mark.slow
+def test_sharing_is_measured_beside_a_process_that_burns_all_cores(
+    tiny_ladder: Ladder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*DECIDES, "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    seconds, threads = sharing.measure({"toy": tiny_ladder}, waiting_policy(), n=2)
+    assert threads == {("toy", sharing.SPINNING): usable_cores(), ("toy", sharing.PRODUCT): 1}
+    assert [len(taken) for taken in seconds.values()] == [2] * 4 and min(map(min, seconds.values())) > 0
+    assert len(sharing.table(seconds, threads, {"toy": tiny_ladder})) == 4
+
+
+def test_what_sharing_costs_is_compared_by_medians() -> None:
+    readings = {sharing.SPINNING: ((1.0, 2.0, 9.0), (60.0,)), sharing.PRODUCT: ((3.0, 1.0, 2.2), (4.4, 4.4, 1.0))}
+    seconds = {
+        (preset, way, where): list(values)
+        for preset in sharing.PRESETS
+        for way, both in readings.items()
+        for where, values in zip((sharing.ALONE, sharing.SHARED), both, strict=True)
+    }
+    line = sharing.json_line(seconds)
+    both = dict.fromkeys(sharing.PRESETS)
+    assert line["times_as_long"] == {
+        sharing.SPINNING: {**both, "demo": 30.0, "default": 30.0},
+        sharing.PRODUCT: {"demo": 2.0, "default": 2.0},
+    }
+    assert line["alone_over_spinning"] == {"demo": 1.1, "default": 1.1} and line["n"] == 1
+    assert line["at_most"] == {"demo": 3.0, "default": 2.5}
+
+
+def test_the_other_process_burns_and_is_gone_afterwards() -> None:
+    with sharing.busy_cores(1) as burner:
+        assert burner.is_alive()
+        assert os.getsid(burner.pid) == burner.pid != os.getsid(0), "a session of its own, as another program has"
+    assert not burner.is_alive()
+
+
+@pytest.mark.parametrize("name", ["training", "generation", "startup", "sharing"])
 def test_the_scripts_run_from_anywhere_and_refuse_what_they_do_not_know(name: str) -> None:
     done = run_script(f"benchmarks/{name}.py", "--help")
     assert done.returncode == 0 and "--no-results" in done.stdout

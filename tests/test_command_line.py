@@ -201,6 +201,21 @@ def test_a_broken_config_file_ends_every_script_with_one_line_and_status_2(tmp_p
         assert refusal(script, "--config", path) == expected
 
 
+@pytest.mark.parametrize("threads", ["0", "-1", "1.5", "9999999", "two", ""])
+def test_threads_that_are_no_count_are_refused(threads: str) -> None:
+    expected = rf"^argument --threads: is {re.escape(repr(threads))}; expected a whole number from 1 to 1,024; see "
+    with pytest.raises(UserError, match=expected):
+        stage_run("tiny", "x", [f"--threads={threads}"])
+
+
+def test_a_stage_script_hears_of_precision_and_threads() -> None:
+    run = stage_run("tiny", "x", ["--precision", "bf16", "--threads", "3"])
+    assert (run.precision, run.threads) == ("bf16", 3)
+    assert (stage_run("tiny", "x", []).precision, stage_run("tiny", "x", []).threads) == ("auto", None)
+    with pytest.raises(UserError, match=r"^argument --precision: invalid choice: 'half'.*see python"):
+        stage_run("tiny", "x", ["--precision", "half"])
+
+
 def test_loading_a_config_file_does_not_run_what_stands_behind_its_main_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,7 +40,12 @@ ONLY = {
     "storyladder.runtime.errors": ("storyladder.runtime.console",),
     "storyladder.settings": ("storyladder.runtime.errors",),
     "storyladder.runtime": ("storyladder.runtime",),
-    "storyladder.command_line": ("storyladder.settings", "storyladder.unknown_flags", "storyladder.runtime.errors"),
+    "storyladder.command_line": (
+        "storyladder.settings",
+        "storyladder.unknown_flags",
+        "storyladder.runtime.errors",
+        "storyladder.runtime.cores",
+    ),
     "storyladder.unknown_flags": ("storyladder.settings",),
     "config": ("storyladder.settings", "storyladder.command_line"),
     "model": (
@@ -55,6 +60,7 @@ ONLY = {
 STANDARD_LIBRARY_ONLY = (
     *("storyladder.settings", "storyladder.command_line", "storyladder.unknown_flags", "config"),
     *("storyladder.runtime.errors", "storyladder.runtime.console"),
+    *("storyladder.runtime.cores", "storyladder.runtime.control_groups"),
 )
 TYPING_ONLY = {"typing_extensions"}
 
@@ -253,7 +259,7 @@ def test_the_check_of_commands_finds_what_would_be_refused() -> None:
     ]
 
 
-BENCHMARKS = [f"benchmarks/{name}.py" for name in ("training", "generation", "startup")]
+BENCHMARKS = [f"benchmarks/{name}.py" for name in ("training", "generation", "startup", "sharing")]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "config.py", *BENCHMARKS])

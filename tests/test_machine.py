@@ -11,7 +11,7 @@ import pytest
 import torch
 from running import PROJECT
 
-from storyladder.runtime import machine
+from storyladder.runtime import control_groups, machine
 from storyladder.runtime.errors import UserError
 from storyladder.runtime.machine import (
     Precision,
@@ -126,6 +126,58 @@ def test_apples_gpu_uses_fp32() -> None:
     assert pick_precision(torch.device("mps")).dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("capability", "name", "refusal"),
+    [
+        ((9, 0), "fp32", None),
+        ((9, 0), "fp16", None),
+        ((7, 5), "fp32", None),
+        ((7, 5), "bf16", r"bf16 does not work on cuda: sm75 has no bf16; try --precision fp16"),
+        ((9, 0), "fp8", r"fp8 does not work on cuda: there are fp32, bf16, fp16; try --precision bf16"),
+    ],
+)
+def test_a_precision_asked_for_is_taken_or_refused_by_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], name: str, refusal: str | None
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    if refusal is not None:
+        with pytest.raises(UserError, match=refusal):
+            pick_precision(torch.device("cuda"), name)
+        return
+    precision = pick_precision(torch.device("cuda"), name)
+    assert (precision.name, precision.reason, precision.device_type) == (name, "--precision asks for it", "cuda")
+
+
+def test_bf16_on_a_cpu_that_emulates_it_is_taken_with_a_warning_and_fp16_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for capabilities, warns in (({}, True), ({"amx_bf16": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        precision = pick_precision(CPU, "bf16")
+        assert precision.name == "bf16" and precision.device_type == "cpu"
+        assert ("is emulated" in precision.warning) == warns
+        assert pick_precision(CPU, "fp32").name == "fp32" and not pick_precision(CPU, "fp32").warning
+        fastest = pick_precision(CPU).name
+        with pytest.raises(UserError, match=rf"fp16 does not work on cpu: .*; try --precision {fastest}$"):
+            pick_precision(CPU, "fp16")
+
+
+def test_what_apples_system_refuses_is_said() -> None:
+    if torch.backends.mps.is_available():
+        pytest.skip("it may well take it here")
+    with pytest.raises(UserError, match=r"bf16 does not work on mps: .*; try --precision fp32"):
+        pick_precision(torch.device("mps"), "bf16")
+
+
+def test_threads_are_at_most_the_cores_unless_the_user_has_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert machine.most_threads() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    assert machine.most_threads() == 8
+
+
 def test_only_fp16_scales_its_loss() -> None:
     for dtype, name, scales in (
         (torch.float16, "fp16", True),
@@ -183,6 +235,7 @@ UNLIMITED = 20_000_000 * 1024
         ("0::/a/b\n", {"a/b": limits(most="9000", used=0), "a": limits(most="500", used=400)}, 100),
         ("0::/host/only\n", {".": limits(most="700", used=900)}, 0),
         ("5:cpu:/\n4:memory:/docker/x\n0::/\n", {"memory": limits(most="800", used=300, version=1)}, 500),
+        ("4:cpu,memory:/\n", {"cpu,memory": limits(most="900", used=300, version=1)}, 600),
         ("4:memory:/\n", {"memory": limits(most="9223372036854771712", used=1, version=1)}, UNLIMITED),
         ("nonsense\n", {}, UNLIMITED),
         ("0::/\n", {".": limits(most="3000", used=1000) | {"memory.stat": "something else\n"}}, UNLIMITED),
@@ -191,15 +244,15 @@ UNLIMITED = 20_000_000 * 1024
 def test_the_limit_of_a_container_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, groups: dict[str, dict[str, str]], free: int
 ) -> None:
-    monkeypatch.setattr(machine, "_PROC", tmp_path)
-    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "groups")
+    monkeypatch.setattr(control_groups, "PROC", tmp_path)
+    monkeypatch.setattr(control_groups, "CGROUPS", tmp_path / "groups")
     container(tmp_path, path, {f"groups/{folder}": files for folder, files in groups.items()})
     assert free_memory(CPU) == free
 
 
 def test_the_line_names_device_format_reason_and_torch() -> None:
     line = machine.machine_line(CPU, cpu_precision({"amx_bf16": True}))
-    assert line == f"device cpu (1 threads), bf16 because this CPU has amx_bf16, torch {torch.__version__}"
+    assert line == f"device cpu (1 thread), bf16 because this CPU has amx_bf16, torch {torch.__version__}"
 
 
 def test_large_arrays_that_were_freed_are_taken_again_without_new_pages() -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from storyladder.learning.memory import fitting_micro_batch, predicted_memory
+from storyladder.learning.memory import fitting_micro_batch, predicted_memory, useful_threads
 from storyladder.settings import ModelConfig, StageConfig
 
 MODEL = ModelConfig()
@@ -55,3 +55,19 @@ def test_a_cpu_reads_at_most_2048_tokens_in_a_forward() -> None:
 @pytest.mark.parametrize("device", [CPU, CUDA])
 def test_what_the_settings_say_goes(device: torch.device) -> None:
     assert fitting(0, device, dataclasses.replace(STAGE, micro_batch_size=12)) == 12
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows", "micro", "cores", "threads"),
+    [
+        ({"n_layer": 1, "n_embd": 32, "context_length": 32}, 1145, 8, 64, 1),
+        ({"n_layer": 2, "n_embd": 64, "context_length": 64}, 1145, 4, 64, 2),
+        ({"n_layer": 2, "n_embd": 128, "context_length": 256}, 1145, 4, 64, 7),
+        ({"n_layer": 2, "n_embd": 128, "context_length": 256}, 1145, 4, 2, 2),
+        ({}, 13_313, 8, 32, 32),
+    ],
+)
+def test_small_models_get_few_threads(sizes: dict[str, int], rows: int, micro: int, cores: int, threads: int) -> None:
+    """The first two are where a second thread began to pay when it was measured."""
+    model = ModelConfig(**{"n_head": 2, **sizes})
+    assert useful_threads(model, n_rows=rows, micro_batch_size=micro, cores=cores) == threads

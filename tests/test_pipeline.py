@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from running import command
 
-PROJECT = Path(__file__).resolve().parents[1]
 TOY_CONFIG = """
 from dataclasses import replace
 from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths, StageConfig
@@ -40,12 +39,12 @@ def run_script(root: Path, *words: str, steps: int = 5, status: int = 0) -> subp
     config = root / "toy_config.py"
     config.write_text(TOY_CONFIG.format(root=str(root), steps=steps), encoding="utf-8")
     done = subprocess.run(
-        [sys.executable, PROJECT / words[0], "--config", config, *words[1:]],
+        command(words[0], "--config", config, *words[1:]),
         capture_output=True,
         text=True,
         encoding="utf-8",
         cwd=root,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == status, done.stderr
@@ -99,8 +98,8 @@ def test_ctrl_c_saves_leaves_with_130_and_the_same_command_goes_on(tmp_path: Pat
     run_script(tmp_path, "prepare_data.py", "--sample")
     config = tmp_path / "toy_config.py"
     config.write_text(TOY_CONFIG.format(root=str(tmp_path), steps=100_000), encoding="utf-8")
-    command = [sys.executable, PROJECT / "train_tiny.py", "--config", config, "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    begun = command("train_tiny.py", "--config", config, "--device", "cpu")
+    with subprocess.Popen(begun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         record = tmp_path / "runs" / "tiny.jsonl"
         deadline = time.monotonic() + 60
         while not (record.exists() and '"train"' in record.read_text(encoding="utf-8")):

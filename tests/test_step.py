@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import MUON
+from rounding import gradient_tolerance
 from torch import Tensor
 from torch.nn import functional as F
 
 from model import GPT
+from storyladder.learning import activation, attention, dropout, layer_norm, linear, loss
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.step import StepResult, accumulate_gradients, train_step
 from storyladder.learning.vocabulary import CompactVocabulary
@@ -57,6 +59,25 @@ def everything(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor
     for name, parameter in model.named_parameters():
         found |= {f"{key} of {name}": tensor.clone() for key, tensor in optimizer.state[parameter].items()}
     return found
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_step_in_bf16_has_the_gradients_of_fp64_but_for_rounding(
+    small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch, kernels: bool
+) -> None:
+    """Large enough for every kernel that a CPU with AMX takes; and without kernels, as where there is no compiler."""
+    if not kernels:
+        for module in (activation, attention, dropout, layer_norm, linear, loss):
+            monkeypatch.setattr(module, "kernels_for", lambda x: None)
+    sizes = {"far": 0.1, "n_head": 4, "n_embd": 64, "context_length": 128}
+    ids = torch.randint(40, (8, 129), generator=torch.Generator().manual_seed(1))
+    batch, bf16 = (ids[:, :-1], ids[:, 1:]), Precision(torch.bfloat16, "a test wants it", "cpu")
+    exact_loss, exact = accumulated(small_gpt(**sizes).double(), batch, 8)
+    loss_there, found = accumulated(small_gpt(**sizes), batch, 8, precision=bf16)
+    assert loss_there == pytest.approx(exact_loss, rel=2**-8)
+    for name, gradient in found.items():
+        error = (gradient.double() - exact[name]).norm() / exact[name].norm()
+        assert 1e-4 < error < gradient_tolerance("bf16", n_layer=2), name
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 4, 9])

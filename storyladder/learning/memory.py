@@ -1,6 +1,8 @@
-"""What a training step takes of the memory, and the micro-batch that fits into it."""
+"""What a training step takes of memory and cores: the micro-batch that fits, the threads that a CPU gains from."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
@@ -12,6 +14,10 @@ _FLOATS_PER_TOKEN_AND_LAYER = 24  # of width C, kept for the way back: norms, q 
 _BASE_BYTES = 400e6  # Python, torch, the mapped token files
 _SHARE = 0.6  # of the free memory that a step may plan with; the rest is for the system and for surprises
 _CPU_TOKENS = 2048  # a forward on a CPU: small pieces stay in the cache and are as fast as large ones (LOG.md)
+# What one more thread to wait for costs, as work: FLOP of a micro-batch, forward and backward. With two threads instead
+# of one, a micro-batch of 75 MFLOP took as long, one of 260 MFLOP 13 % less, 3,300 MFLOP 32 % and 6,600 MFLOP 44 % less
+# (2-core Xeon with AVX-512, fp32, threads that spin). More than two threads were not measured.
+_FLOP_OF_A_WAIT = 60e6
 
 
 def predicted_memory(model: ModelConfig, *, n_rows: int, micro_batch_size: int, device_type: str) -> float:
@@ -37,3 +43,13 @@ def fitting_micro_batch(
         if free_bytes is None or predicted <= _SHARE * free_bytes:
             return size
     return 1
+
+
+def useful_threads(model: ModelConfig, *, n_rows: int, micro_batch_size: int, cores: int) -> int:
+    """Threads that make a step on a CPU fastest, at most `cores`: those of small models mostly wait for each other.
+
+    n threads share the work W, and each adds c to the waits between its parts: W / n + c n is least at sqrt(W / c).
+    """
+    parameters = model.n_params - (model.vocab_size - n_rows) * model.n_embd
+    flop = 6 * parameters * micro_batch_size * model.context_length
+    return max(1, min(cores, int(math.sqrt(flop / _FLOP_OF_A_WAIT))))

@@ -1,4 +1,4 @@
-"""The machine one has: device, number format, threads, memory. Decided once, said in one line."""
+"""The machine one has: device, precision, memory. Decided once, said in one line."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from pathlib import Path
 
 import torch
 
+from storyladder.runtime import control_groups
+from storyladder.runtime.cores import usable_cores
 from storyladder.runtime.errors import UserError
 
 GB = 1e9
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
-_PROC = Path("/proc")
-_CGROUPS = Path("/sys/fs/cgroup")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """The number format of the large products; weights, sums and the optimizer stay in float32."""
+    """The dtype of the large matmuls; weights, sums and the optimizer stay in float32."""
 
     dtype: torch.dtype
     reason: str
     device_type: str
+    warning: str = ""  # what the user should know before hours are spent
 
     @property
     def name(self) -> str:
         """bf16, fp16 or fp32."""
-        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.dtype, "fp32")
+        return next((name for name, dtype in _DTYPES.items() if dtype == self.dtype), "fp32")
 
     @property
     def product_dtype(self) -> torch.dtype:
@@ -68,8 +70,41 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_precision(device: torch.device) -> Precision:
-    """bf16 where the hardware multiplies it fast, fp16 with a scaler on older CUDA cards, else fp32."""
+def pick_precision(device: torch.device, name: str = "auto", reason: str = "--precision asks for it") -> Precision:
+    """The precision of that name, for that reason; a UserError where this device cannot train in it.
+
+    `auto` is bf16 where the hardware multiplies it fast, fp16 with a scaler on older CUDA cards, else fp32.
+    """
+    best = _fastest_precision(device)
+    if name in ("auto", best.name):
+        return best
+    if (why_not := _why_not(device, name)) is not None:
+        raise UserError(f"{name} does not work on {device}: {why_not}; try --precision {best.name}")
+    warning = ""
+    if device.type == "cpu" and name == "bf16":
+        warning = f"{best.reason}: bf16 is emulated, and a step takes several times as long as with --precision fp32"
+    return Precision(_DTYPES[name], reason, device.type, warning)
+
+
+def _why_not(device: torch.device, name: str) -> str | None:
+    """Why a device cannot train in a precision, or None where it can."""
+    if name not in _DTYPES:
+        return f"there are {', '.join(_DTYPES)}"
+    if device.type == "cpu" and name == "fp16":
+        return "CPUs have no fast fp16, and bf16 needs no loss scaling"
+    if device.type == "cuda" and name == "bf16":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"sm{major}{minor} has no bf16"
+    if device.type == "mps" and name != "fp32":
+        try:
+            with torch.autocast("mps", dtype=_DTYPES[name]):
+                torch.ones(2, 2, device=device) @ torch.ones(2, 2, device=device)
+        except RuntimeError as error:  # older systems have no bf16
+            return str(error).splitlines()[0]
+    return None
+
+
+def _fastest_precision(device: torch.device) -> Precision:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if major >= 8:
@@ -125,6 +160,12 @@ def compute_repeatably(device: torch.device, dtype: torch.dtype) -> bool:
     return True
 
 
+def most_threads() -> int:
+    """Threads that torch should have here at most: OMP_NUM_THREADS, else one for each core of this process."""
+    threads = torch.get_num_threads()
+    return threads if "OMP_NUM_THREADS" in os.environ else min(threads, usable_cores())
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that could be taken now, or None where nobody says."""
     if device.type == "cuda":
@@ -137,7 +178,7 @@ def free_memory(device: torch.device) -> int | None:
 
 def _free_in_system() -> int | None:
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        lines = (_PROC / "meminfo").read_text(encoding="ascii").splitlines()
+        lines = (control_groups.PROC / "meminfo").read_text(encoding="ascii").splitlines()
         return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable")))
     with contextlib.suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -149,15 +190,7 @@ def _free_in_container() -> int | None:
 
     A process that goes beyond is killed without a word. Read files that wait in memory are given up first: free.
     """
-    left = []
-    with contextlib.suppress(OSError, ValueError):
-        for line in (_PROC / "self" / "cgroup").read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers in ("", "memory"):  # version 2, version 1
-                top = _CGROUPS / controllers
-                own = top / path.lstrip("/")
-                # In a container the path may be the host's, and its files stand at the top; every parent has a say too.
-                left += [_left_in_group(group) for group in (own, *own.parents) if group.is_relative_to(top)]
+    left = [_left_in_group(group) for group in control_groups.control_groups("memory")]
     return min((room for room in left if room is not None), default=None)
 
 
@@ -197,9 +230,10 @@ def device_words(device: torch.device) -> str:
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "mps":
         return "mps (Apple GPU)"
-    return f"cpu ({torch.get_num_threads()} threads)"
+    n = torch.get_num_threads()
+    return f"cpu ({n} thread{'s' if n > 1 else ''})"
 
 
 def machine_line(device: torch.device, precision: Precision) -> str:
-    """One line: device, number format and why."""
+    """One line: device, precision and why."""
     return f"device {device_words(device)}, {precision.name} because {precision.reason}, torch {torch.__version__}"

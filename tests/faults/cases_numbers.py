@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from judging import Injection, Reference, Verdict, check_outcome, fault_then_again, refuses
+from judging import Injection, Reference, Verdict, check_outcome, demand_same_training, fault_then_again, refuses
 from launcher import KILLED
 from playground import FP16, NO_DROPOUT, STEADY, Toy, copy_toy, ending_of
 
@@ -219,9 +219,7 @@ def _same_losses(change: dict[str, Any]) -> Callable[[Toy, Reference], Verdict]:
         toy.write_config(stage=change)
         outcome = toy.run()
         verdict.demand(outcome.status == 0, outcome.last_error())
-        ours, theirs = (read_checkpoint(each.checkpoint(RESULT)) for each in (toy, other))
-        far = max((ours["model"][name] - tensor).abs().max().item() for name, tensor in theirs["model"].items())
-        verdict.demand(far < 1e-4, f"weights differ by {far:.1e}")
+        demand_same_training(verdict, toy, other)
         return verdict
 
     return play

@@ -16,11 +16,21 @@ from typing import Any
 
 import torch
 from failpoints import PROJECT
-from judging import Injection, Reference, Verdict, check_outcome, compare, fault_then_again, recover, refuses
+from judging import (
+    Injection,
+    Reference,
+    Verdict,
+    check_outcome,
+    compare,
+    demand_same_training,
+    fault_then_again,
+    recover,
+    refuses,
+)
 from launcher import KILLED, Launch, run_process, start
 from playground import NO_DROPOUT, PLAIN, STEADY, TRAIN, WHOLE, Toy, sound_steps
 
-from storyladder.runtime.checkpoint import FORMAT, FORMAT_VERSION, digest_of, read_checkpoint
+from storyladder.runtime.checkpoint import FORMAT, FORMAT_VERSION, digest_of
 
 RESULT = "tinystories_28M_final.pt"
 _LEAVE = {"int": 130, "term": 143, "hup": 129}
@@ -219,7 +229,7 @@ def _terminal_closed(toy: Toy, reference: Reference) -> Verdict:
         os.environ["STORYLADDER_FAULT_ROOT"] = str(toy.root)
         os.environ["STORYLADDER_FAULT_TRACE"] = str(toy.root.with_name("closed.trace"))
         wrapper = str(Path(__file__).with_name("failpoints.py"))
-        os.execv(sys.executable, [sys.executable, wrapper, TRAIN, "--config", str(toy.config)])
+        os.execv(sys.executable, [sys.executable, wrapper, TRAIN, *toy.launch().arguments])
     deadline = time.monotonic() + 300
     trace = toy.root.with_name("closed.trace")
     while time.monotonic() < deadline and not (trace.exists() and "fired forward" in trace.read_text(encoding="utf-8")):
@@ -272,7 +282,7 @@ def _future_times(toy: Toy) -> None:
 
 
 def _out_of_memory(faults: str) -> Callable[[Toy, Reference], Verdict]:
-    """The step is made again with half the micro-batch; the weights agree up to rounding."""
+    """The step is made again with half the micro-batch; the numbers agree but for rounding."""
 
     def play(toy: Toy, reference: Reference) -> Verdict:
         verdict = Verdict()
@@ -281,10 +291,8 @@ def _out_of_memory(faults: str) -> Callable[[Toy, Reference], Verdict]:
         verdict.demand(outcome.status == 0, f"status {outcome.status}: {outcome.last_error()}")
         verdict.demand("memory" in outcome.stderr, "is not said")
         if outcome.status == 0:
-            clean = reference.untouched.root.with_name(f"{toy.variant.name}-clean") / "checkpoints" / RESULT
-            ours, theirs = (read_checkpoint(path)["model"] for path in (toy.checkpoint(RESULT), clean))
-            far = max((ours[name] - tensor).abs().max().item() for name, tensor in theirs.items())
-            verdict.demand(far < 1e-4, f"weights differ by {far:.1e}")
+            clean = Toy(reference.untouched.root.with_name(f"{toy.variant.name}-clean"), toy.variant)
+            demand_same_training(verdict, toy, clean)
         else:
             recover(toy, verdict, reference)
         return verdict

@@ -10,6 +10,10 @@ from typing import Any
 
 from launcher import HUNG, Outcome
 from playground import PLAIN, TRAIN, Ending, Toy, Variant, copy_toy, ending_of, lost_checkpoint, make_toy
+from rounding import loss_tolerance
+
+from storyladder.runtime.checkpoint import read_checkpoint
+from storyladder.runtime.run_log import read_records
 
 _RUNS_TO_RECOVER = 4
 
@@ -115,6 +119,24 @@ def compare(toy: Toy, verdict: Verdict, reference: Reference, *, equal: str = "w
     verdict.demand(ending.weights is not None, "there is no sound result")
     for what in equal.split():
         verdict.demand(getattr(ending, what) == getattr(reference.ending, what), f"final {what} differ")
+
+
+def demand_same_training(verdict: Verdict, ours: Toy, theirs: Toy) -> None:
+    """The same numbers but for rounding: losses, and in fp32 weights.
+
+    In bf16 weights may part, where a gradient is nothing but round-off: AdamW takes a whole step from its sign.
+    """
+    records = [read_records(toy.root / "runs" / "tiny.jsonl") for toy in (ours, theirs)]
+    mine, other = (
+        [record["train_loss"] for record in record_of_one if record["event"] == "train"] for record_of_one in records
+    )
+    precision = records[0][0]["precision"]
+    far = max(abs(a - b) for a, b in zip(mine, other, strict=True))
+    verdict.demand(far <= loss_tolerance(precision, max(other) - min(other)), f"losses differ by {far:.1e}")
+    if precision == "fp32":
+        weights = [read_checkpoint(toy.checkpoint("tinystories_28M_final.pt"))["model"] for toy in (ours, theirs)]
+        far = max((weights[0][name] - tensor).abs().max().item() for name, tensor in weights[1].items())
+        verdict.demand(far < 1e-4, f"weights differ by {far:.1e}")
 
 
 def fault_then_again(

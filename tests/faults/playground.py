@@ -62,6 +62,7 @@ STAGE = {
     "seed": 7,
 }
 TYPES = 60
+PRECISION = "auto"  # of all stages: run.py --precision
 TRAIN = "train_tiny.py"
 _TIMES = ("time", "tokens_per_s", "train_seconds", "seconds")
 _RECORDED = ("train", "evaluation")
@@ -100,7 +101,7 @@ FP16 = Variant(
     prepare="""
 import storyladder.starting as starting, torch
 from storyladder.runtime.machine import Precision
-starting.pick_precision = lambda device: Precision(torch.float16, "a test asks for it", "cpu")
+starting.pick_precision = lambda *_: Precision(torch.float16, "a test asks for it", "cpu")
 """,
 )
 VARIANTS = {variant.name: variant for variant in (PLAIN, PATIENCE, NO_DROPOUT, LONG, STEADY, WHOLE, BIG_DATA, FP16)}
@@ -137,6 +138,8 @@ class Toy:
         """A run of a script on this toy."""
         how.setdefault("prepare", self.variant.prepare)
         flags = ("--config", str(self.config), *arguments)
+        if script.startswith("train_") and PRECISION != "auto" and self.variant is not FP16:
+            flags = (*flags, "--precision", PRECISION)
         return Launch(script=script, arguments=flags, root=self.root, faults=faults, **how)
 
     def run(self, faults: str = "", *arguments: str, script: str = TRAIN, **how: Any) -> Outcome:

@@ -4,6 +4,7 @@ python tests/faults/run.py                       everything, about ten minutes o
 python tests/faults/run.py --case 9 --case 13    some cases
 python tests/faults/run.py --words "best flipped"    some injections
 python tests/faults/run.py --fast --json FILE    the representative ones of `make test`
+python tests/faults/run.py --precision bf16      stages in another precision than the machine's own
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import cases_data
 import cases_files
 import cases_numbers
 import cases_processes
+import playground
 import torch
 from judging import Injection, Reference, Verdict, judge, reference_of
 from matrix import LEFT_OUT, PARTLY_LEFT_OUT, TITLES
@@ -232,9 +234,11 @@ def main(description: str | None) -> None:
     parser.add_argument("--words", default="", help="only injections in whose name these words stand")
     parser.add_argument("--fast", action="store_true", help="only the representative injections of `make test`")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of the stages")
     parser.add_argument("--json", type=Path, help="write the rows into this file")
     flags = parser.parse_args()
-    everything = not (flags.case or flags.fast or flags.words)
+    playground.PRECISION = flags.precision
+    everything = not (flags.case or flags.fast or flags.words or flags.precision != "auto")
     began = time.monotonic()
     cost_lines = _cost_lines() if everything else []  # before the cores are busy
     _warm_up()

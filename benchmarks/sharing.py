@@ -1,0 +1,239 @@
+"""Training while another process keeps all cores busy: how much slower, when threads spin and as the product waits.
+
+    python benchmarks/sharing.py              ten rounds, about a quarter of an hour; the section in RESULTS.md
+    python benchmarks/sharing.py --json       and one JSON object as the last line
+    python benchmarks/sharing.py --n 1        a first look
+
+The demo's step and that of the default preset are timed alone and beside a process that burns every core, which the
+benchmark starts itself, with OpenMP's own waiting and one thread a core ("spinning"), and as the product sets both. All
+take turns. A fair share of the cores is half of them: the best there can be is twice as long as alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.results import hardware_line, write_section
+from benchmarks.turns import Entry, Racer, Seat
+from storyladder.command_line import Parser, load_ladder
+from storyladder.runtime.cores import usable_cores, waiting_policy
+from storyladder.runtime.errors import UserError, say, user_errors
+from storyladder.settings import Ladder
+
+PRESETS = ("demo", "default")
+SPINNING, PRODUCT = "spinning", "the product"
+ALONE, SHARED = "alone", "shared"
+TARGETS = {"demo": 3.0, "default": 2.5}  # times as long as alone, at most
+_STEPS = {"demo": 40, "default": 1}  # in a turn
+_LONGEST_TURN = 20.0  # seconds after which no further step is begun: spinning threads take a second for each
+_PATIENCE = 600.0  # seconds for an answer
+_WARM_UP = 1.0  # seconds that the burner has before a turn begins
+
+Seconds = dict[tuple[str, str, str], list[float]]  # a step, by preset, way of waiting, and whether alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """What a contender's process is built from."""
+
+    ladder: Ladder  # its folders hold the text
+    threads: int | None  # None: as the product chooses
+    steps: int
+
+
+def build_stepper(track: Track) -> Racer:
+    """The product's step, in the process that this is called in."""
+    from benchmarks.racers import started_work
+    from storyladder.stepping import step_now
+
+    stage = dataclasses.replace(track.ladder.stages[0], threads=track.threads)
+    ladder = dataclasses.replace(track.ladder, stages=(stage, *track.ladder.stages[1:]))
+    work = started_work(ladder, "cpu", compact=True)
+
+    class Stepper:
+        facts: dict[str, Any] = {"threads": work.threads}  # noqa: RUF012
+        step = 0
+
+        def turn(self, number: int) -> dict[str, Any]:
+            """Mean seconds of a step."""
+            tick, first = time.perf_counter(), self.step
+            while self.step < first + track.steps and time.perf_counter() - tick < _LONGEST_TURN:
+                step_now(work, step=self.step)
+                self.step += 1
+            return {"seconds": (time.perf_counter() - tick) / (self.step - first)}
+
+        def last_words(self) -> dict[str, Any]:
+            """Nothing."""
+            return {}
+
+    return Stepper()
+
+
+def burn(n: int) -> None:
+    """Keep n cores busy until the process is ended; hashing large buffers does not hold the interpreter's lock."""
+    if hasattr(os, "setsid"):
+        os.setsid()  # as a program in another window: Linux shares the cores among sessions
+
+    def hash_for_ever(buffer: bytes) -> None:
+        while True:
+            hashlib.sha256(buffer)
+
+    for _ in range(n):
+        threading.Thread(target=hash_for_ever, args=(bytes(1 << 22),), daemon=True).start()
+    threading.Event().wait()
+
+
+@contextlib.contextmanager
+def busy_cores(n: int) -> Iterator[BaseProcess]:
+    """Another process that burns n cores, inside the `with`."""
+    burner = multiprocessing.get_context("spawn").Process(target=burn, args=(n,), daemon=True)
+    burner.start()
+    try:
+        time.sleep(_WARM_UP)
+        yield burner
+    finally:
+        burner.kill()
+        burner.join()
+
+
+def set_waiting(way: str, policy: dict[str, str]) -> None:
+    """How OpenMP's threads wait in processes that are started from now on: by its default, or as the product has it."""
+    for name in policy:
+        os.environ.pop(name, None)
+    if way == PRODUCT:
+        os.environ.update(policy)
+
+
+def measure(
+    presets: dict[str, Ladder], policy: dict[str, str], *, n: int
+) -> tuple[Seconds, dict[tuple[str, str], int]]:
+    """Seconds of a step, n readings each, and threads by preset and way."""
+    cores = usable_cores()
+    seats: dict[tuple[str, str], Seat] = {}
+    threads: dict[tuple[str, str], int] = {}
+    seconds: Seconds = {}
+    with contextlib.ExitStack() as stack:
+        for preset, ladder in presets.items():
+            for way in (SPINNING, PRODUCT):
+                track = Track(ladder, cores if way == SPINNING else None, _STEPS.get(preset, 1))
+                set_waiting(way, policy)
+                seats[preset, way] = Seat(Entry(f"{preset}, {way}", build_stepper, track))
+                stack.callback(seats[preset, way].close)
+        for key, seat in seats.items():
+            threads[key] = seat.answer(_PATIENCE)["threads"]
+            _turn(seat, 0)  # the first step allocates and warms up
+        for number in range(n):
+            for where in (ALONE, SHARED):
+                # Who comes first changes, since speeds drift within a round.
+                order = list(seats) if number % 2 == 0 else list(reversed(seats))
+                with busy_cores(cores) if where == SHARED else contextlib.nullcontext():
+                    for key in order:
+                        taken = _turn(seats[key], number + 1)
+                        seconds.setdefault((*key, where), []).append(taken)
+                        say(f"{number + 1} of {n}: {key[0]}, {key[1]}, {where}: {taken:.3g} s a step")
+    return seconds, threads
+
+
+def _turn(seat: Seat, number: int) -> float:
+    seat.ask(number)
+    return float(seat.answer(_PATIENCE)["seconds"])
+
+
+def times_as_long(seconds: Seconds, preset: str, way: str) -> float:
+    """Median beside the burner, over median alone."""
+    return statistics.median(seconds[preset, way, SHARED]) / statistics.median(seconds[preset, way, ALONE])
+
+
+def table(seconds: Seconds, threads: dict[tuple[str, str], int], presets: dict[str, Ladder]) -> list[str]:
+    """Markdown, a line for each preset and way."""
+    lines = [
+        "| preset | waiting | threads | s a step alone (lowest to highest) | tokens/s | with a busy process | tokens/s "
+        "| times as long |",
+        "| --- | --- | ---: | --- | ---: | --- | ---: | ---: |",
+    ]
+    for (preset, way), count in threads.items():
+        cells = []
+        for where in (ALONE, SHARED):
+            taken = seconds[preset, way, where]
+            middle = statistics.median(taken)
+            tokens = presets[preset].tokens_per_step(presets[preset].stages[0])
+            cells += [f"{middle:.3g} ({min(taken):.3g} to {max(taken):.3g})", f"{tokens / middle:,.0f}"]
+        ratio = times_as_long(seconds, preset, way)
+        lines.append(f"| {preset} | {way} | {count} | {' | '.join(cells)} | {ratio:.2f} |")
+    return lines
+
+
+def json_line(seconds: Seconds) -> dict[str, Any]:
+    """What --json ends with: ratios to alone, what the product's waiting costs on a quiet machine, and the targets."""
+    presets = list(dict.fromkeys(key[0] for key in seconds))
+    quiet = {
+        preset: statistics.median(seconds[preset, PRODUCT, ALONE]) / statistics.median(seconds[preset, SPINNING, ALONE])
+        for preset in presets
+    }
+    return {
+        "times_as_long": {
+            way: {preset: round(times_as_long(seconds, preset, way), 3) for preset in presets}
+            for way in (SPINNING, PRODUCT)
+        },
+        "at_most": {preset: TARGETS[preset] for preset in presets},
+        "alone_over_spinning": {preset: round(ratio, 3) for preset, ratio in quiet.items()},
+        "n": min(len(taken) for taken in seconds.values()),
+        "versions": hardware_line(),
+    }
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The flags of this command."""
+    parser = Parser(__doc__)
+    parser.add_argument("--n", type=int, default=10, metavar="N", help="rounds (10)")
+    parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
+    parser.add_argument("--no-results", action="store_true", help="leave benchmarks/RESULTS.md as it is")
+    flags = parser.parse(argv)
+    if flags.n < 1:
+        parser.error(f"--n is {flags.n}; expected 1 or more")
+    return flags
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print, record."""
+    with user_errors():
+        policy = waiting_policy()
+        if not policy:
+            raise UserError("OMP_WAIT_POLICY, GOMP_SPINCOUNT or KMP_BLOCKTIME is set; unset it to compare the two ways")
+        flags = arguments(argv)
+        from benchmarks.workload import SAMPLE_TYPES, moved_to, put_synthetic_text, put_text
+
+        with tempfile.TemporaryDirectory(prefix="storyladder-") as folder:
+            presets = {name: moved_to(load_ladder(flags.config, name), Path(folder) / name) for name in PRESETS}
+            text = put_synthetic_text(presets["demo"], SAMPLE_TYPES), put_text(presets["default"], None)
+            seconds, threads = measure(presets, policy, n=flags.n)
+        words = " ".join(sys.argv[1:] if argv is None else argv)
+        head = [hardware_line() + ".", "", f"    python benchmarks/sharing.py {words}".rstrip(), ""]
+        about = f"demo: {text[0]}; default: {text[1]}. n = {flags.n}; the other process burns {usable_cores()} cores."
+        lines = [*head, about, "", *table(seconds, threads, presets)]
+        print("\n".join(lines))
+        if not flags.no_results:
+            write_section("Sharing the machine", lines)
+        if flags.json:
+            print(json.dumps(json_line(seconds)))
+
+
+if __name__ == "__main__":
+    main()
