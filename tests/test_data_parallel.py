@@ -46,6 +46,21 @@ def test_gradients_are_those_without_it_also_after_a_pass_outside_it(small_gpt: 
             torch.testing.assert_close(found, other)
 
 
+def test_gradients_travel_once_a_step_whatever_the_micro_batches(small_gpt: BuildGPT) -> None:
+    model, sent = small_gpt(), list[int]()
+    parallel = DataParallel(model, torch.device("cpu"))
+
+    def count(_, bucket):  # torch reads annotations, which are texts here
+        sent.append(bucket.buffer().numel())
+        done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+        done.set_result(bucket.buffer())
+        return done
+
+    parallel._engine.register_comm_hook(None, count)
+    gradients(model, parallel, micro_batch_size=1)
+    assert sum(sent) == sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_only_the_last_backward_lies_outside_the_agreement(small_gpt: BuildGPT) -> None:
     model, done = small_gpt(), list[str]()
     parallel = DataParallel(model, torch.device("cpu"))
