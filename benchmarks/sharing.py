@@ -109,6 +109,7 @@ def busy_cores(n: int) -> Iterator[BaseProcess]:
     ready, theirs = context.Pipe(duplex=False)
     burner = context.Process(target=burn, args=(n, theirs), daemon=True)
     burner.start()
+    theirs.close()  # so that the wait below ends where it dies
     try:
         ready.recv()
         time.sleep(_WARM_UP)
