@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ TARGETS = {"demo": 3.0, "default": 2.5}  # times as long as alone, at most
 _STEPS = {"demo": 40, "default": 1}  # in a turn
 _LONGEST_TURN = 20.0  # seconds after which no further step is begun: spinning threads take a second for each
 _PATIENCE = 600.0  # seconds for an answer
-_WARM_UP = 1.0  # seconds that the burner has before a turn begins
+_WARM_UP = 0.2  # seconds that the burner burns before a turn begins
 
 Seconds = dict[tuple[str, str, str], list[float]]  # a step, by preset, way of waiting, and whether alone
 
@@ -86,7 +87,7 @@ def build_stepper(track: Track) -> Racer:
     return Stepper()
 
 
-def burn(n: int) -> None:
+def burn(n: int, ready: Connection) -> None:
     """Keep n cores busy until the process is ended; hashing large buffers does not hold the interpreter's lock."""
     if hasattr(os, "setsid"):
         os.setsid()  # as a program in another window: Linux shares the cores among sessions
@@ -97,15 +98,20 @@ def burn(n: int) -> None:
 
     for _ in range(n):
         threading.Thread(target=hash_for_ever, args=(bytes(1 << 22),), daemon=True).start()
+    ready.send(True)
     threading.Event().wait()
 
 
 @contextlib.contextmanager
 def busy_cores(n: int) -> Iterator[BaseProcess]:
     """Another process that burns n cores, inside the `with`."""
-    burner = multiprocessing.get_context("spawn").Process(target=burn, args=(n,), daemon=True)
+    context = multiprocessing.get_context("spawn")
+    ready, theirs = context.Pipe(duplex=False)
+    burner = context.Process(target=burn, args=(n, theirs), daemon=True)
     burner.start()
+    theirs.close()  # so that the wait below ends where it dies
     try:
+        ready.recv()
         time.sleep(_WARM_UP)
         yield burner
     finally:
