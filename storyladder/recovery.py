@@ -61,7 +61,9 @@ def _within_memory(work: Work, tell: Callable[[str], None], action: Callable[[],
         tell(f"out of memory with {work.micro_batch_size} sequences at once; going on with {smaller}")
         work.log.write("out of memory", step=work.state.step, micro_batch_size=smaller)
         work.micro_batch_size = work.state.micro_batch_size = smaller
-        work.parallel = None  # it may be waiting for the rest of a backward
+        if work.parallel is not None:  # it may be waiting for the rest of a backward
+            work.parallel.close()
+            work.parallel = None
         if work.device.type == "cuda":
             work.device_steps = None
             torch.cuda.empty_cache()

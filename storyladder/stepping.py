@@ -57,6 +57,7 @@ def _parallel(work: Work) -> DataParallel | None:
         size = sum(parameter.numel() for parameter in work.model.parameters())
         work.group.together(lambda: torch.empty(size, device=work.device))
         work.parallel = DataParallel(work.model, work.device)
+        work.group.before_leaving(work.parallel.close)
     return work.parallel
 
 

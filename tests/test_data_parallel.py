@@ -5,6 +5,7 @@ Here the group is this process alone; tests/test_distributed.py has real ones.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from test_step import FP32, PLAIN, some_batch
 from model import GPT
 from storyladder.learning.data_parallel import DataParallel
 from storyladder.learning.step import accumulate_gradients
+from storyladder.runtime.distributed import Group
 from storyladder.runtime.errors import OutOfMemory, PeerLost
 
 BuildGPT = Callable[..., GPT]
@@ -56,6 +58,7 @@ def test_gradients_travel_once_a_step_whatever_the_micro_batches(small_gpt: Buil
         done.set_result(bucket.buffer())
         return done
 
+    assert parallel._engine is not None
     parallel._engine.register_comm_hook(None, count)
     gradients(model, parallel, micro_batch_size=1)
     assert sum(sent) == sum(parameter.numel() for parameter in model.parameters())
@@ -73,6 +76,16 @@ def test_only_the_last_backward_lies_outside_the_agreement(small_gpt: BuildGPT) 
 
     gradients(model, parallel, agree=agree)
     assert done == ["backward"] * 3 + ["agreed", "backward"]
+
+
+def test_the_engine_is_gone_before_the_group_is(small_gpt: BuildGPT) -> None:
+    parallel, group = DataParallel(small_gpt(), torch.device("cpu")), Group()
+    assert parallel._engine is not None
+    engine = weakref.ref(parallel._engine)
+    group.before_leaving(parallel.close)
+    assert engine() is not None
+    group.leave()
+    assert engine() is None
 
 
 @pytest.mark.parametrize(

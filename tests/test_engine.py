@@ -20,7 +20,7 @@ from rounding import assert_same_losses
 from torch.nn import functional as F
 
 from model import GPT
-from storyladder import saving, starting
+from storyladder import saving
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TrainBatches
 from storyladder.engine import train_stage
@@ -29,7 +29,6 @@ from storyladder.learning.schedule import lr_at
 from storyladder.learning.vocabulary import start_rows_equal
 from storyladder.runtime.checkpoint import load_checkpoint, previous_of, read_checkpoint, save_checkpoint
 from storyladder.runtime.errors import CheckpointError, Interrupted, OutOfMemory, SaveFailed, TrainingFailed, UserError
-from storyladder.runtime.machine import Precision
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, ModelConfig
 from storyladder.stage_files import StageFiles
@@ -197,12 +196,9 @@ def test_killed_between_saves_resumes_from_the_last_one_and_ends_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_stage_of_muon_that_is_killed_twenty_times_ends_the_same(
-    toy_data: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
+@pytest.mark.usefixtures("each_precision")
+def test_a_stage_of_muon_that_is_killed_twenty_times_ends_the_same(toy_data: Ladder, tmp_path: Path) -> None:
     """Every life makes two steps, saves, and ends in the first or second forward of the step after the save."""
-    monkeypatch.setattr(starting, "pick_precision", lambda _: Precision(dtype, "a test wants it", "cpu"))
     ladder = with_stage(toy_data, max_steps=44, save_interval=2, **MUON)
     whole, killed = elsewhere(ladder, tmp_path, "whole"), elsewhere(ladder, tmp_path, "killed")
     train_stage(run_of(whole), GPT)

@@ -265,12 +265,9 @@ def test_a_stage_beyond_its_horizon_decays_less(small_gpt: BuildGPT) -> None:
     assert sorted(decays) == pytest.approx([0.0, 0.125 * 0.0947322854])
 
 
-def test_a_stage_multiplies_in_the_number_format_of_its_machine(
-    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bf16 = Precision(torch.bfloat16, "a test wants it", "cpu")
-    monkeypatch.setattr(starting, "pick_precision", lambda _: bf16)
-    work = starting.prepare_work(run_of(with_stage(toy_data, **MUON)), GPT, StopRequest(), ALONE)
+def test_a_stage_multiplies_in_its_precision(toy_data: Ladder) -> None:
+    run = run_of(with_stage(toy_data, **MUON), precision="bf16")
+    work = starting.prepare_work(run, GPT, StopRequest(), ALONE)
     assert isinstance(work.optimizer, Muon) and work.optimizer._product_dtype == torch.bfloat16
     formats = [Precision(dtype, "", "cpu").product_dtype for dtype in (torch.bfloat16, torch.float16, torch.float32)]
     assert formats == [torch.bfloat16, torch.float32, torch.float32]

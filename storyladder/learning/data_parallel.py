@@ -40,10 +40,17 @@ class DataParallel:
         self._hidden = _Hidden(model)
         # Gradients are views of buckets of 25 MB; those of the last layers travel while the first are computed.
         with lost_peers():
-            self._engine = DistributedDataParallel(
+            self._engine: DistributedDataParallel | None = DistributedDataParallel(
                 self._hidden, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
             )
         self.rehearsed: int | None = None  # the micro-batch size, in sequences, that memory was found to suffice for
+
+    def close(self) -> None:
+        """Give the engine up before the group ends: its last owner waits for gloo's threads, holding Python's lock.
+
+        These may be waiting for that lock (seen with torch 2.13: a process that hung after its last step).
+        """
+        self._engine = None
 
     def run(self, hidden: Callable[[Tensor], Tensor]) -> None:
         """Take this form of model.hidden from now on."""
@@ -51,10 +58,12 @@ class DataParallel:
 
     def hidden(self, idx_BT: Tensor) -> Tensor:
         """What stands before the output head, (B, T, C); `backward` of what comes of it exchanges gradients."""
+        assert self._engine is not None
         return cast(Tensor, self._engine(idx_BT))
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
         """Inside, gradients are added up in this process only."""
+        assert self._engine is not None
         return cast("contextlib.AbstractContextManager[None]", self._engine.no_sync())
 
     def backward(self, loss: Tensor) -> None:

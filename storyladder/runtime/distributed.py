@@ -50,6 +50,16 @@ class Group:
         self.local_rank = local_rank  # on this machine
         self.local_size = local_size
         self._stop = stop
+        self._before_leaving: list[Callable[[], None]] = []
+
+    def before_leaving(self, action: Callable[[], None]) -> None:
+        """Do this while the connections to the other processes are still there, whatever ends the run."""
+        self._before_leaving.append(action)
+
+    def leave(self) -> None:
+        """Do what is to be done before the connections end."""
+        while self._before_leaving:
+            self._before_leaving.pop()()
 
     @property
     def is_first(self) -> bool:
@@ -196,14 +206,16 @@ def joined_group(stop: StopRequest) -> Iterator[Group]:
     stop.share(speaks=rank == 0)
     with lost_peers():
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
+    group = Group(rank, world_size, local_rank, local_size, stop)
     try:
         with contextlib.nullcontext() if rank == 0 else _muted():
-            yield Group(rank, world_size, local_rank, local_size, stop)
+            yield group
     except UserError as error:
         if error.tell is None:
             error.tell = _is_first_to_tell(rank)
         raise
     finally:
+        group.leave()
         torch.distributed.destroy_process_group()
 
 
