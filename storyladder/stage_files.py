@@ -215,10 +215,10 @@ def unpack_optimizer(
             # The fused one counts on the device, the plain one on the CPU.
             state["step"] = counter.to(parameter.device) if optimizer.defaults["fused"] else counter
         there = optimizer.state[parameter]
-        if there.keys() != state.keys():
+        if there.keys() == state.keys():
+            torch._foreach_copy_(list(there.values()), [state[key] for key in there])
+        else:
             optimizer.state[parameter] = state
-        for key, tensor in there.items():
-            tensor.copy_(state[key])
 
 
 def _moments_of(optimizer: torch.optim.Optimizer) -> dict[Tensor, tuple[str, ...]]:
