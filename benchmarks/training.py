@@ -272,7 +272,7 @@ def _rounded(value: float | None, digits: int = 3) -> float | None:
 def contenders_for(device: str, *, compiled: bool) -> list[Any]:
     """Who races on this device."""
     from benchmarks.racers import WITHOUT, Contender
-    from storyladder.learning.device_steps import WAYS
+    from storyladder.learning.device_steps import MODES
     from storyladder.runtime.machine import pick_device, pick_precision
 
     found = [
@@ -283,8 +283,8 @@ def contenders_for(device: str, *, compiled: bool) -> list[Any]:
     ]
     if pick_device(device).type == "cuda":  # what each of the product's means brings; OURS has what it chooses itself
         found.append(Contender(name=f"{OURS}, one by one", kind="ours", one_by_one=True))
-        ways = WAYS if pick_precision(pick_device(device)).name != "fp16" else ()  # whose steps never run ahead
-        found += [Contender(name=f"{OURS}, {way.words}", kind="ours", way=way) for way in ways]
+        modes = MODES if pick_precision(pick_device(device)).name != "fp16" else ()  # whose steps never run ahead
+        found += [Contender(name=f"{OURS}, {mode.description}", kind="ours", mode=mode) for mode in modes]
         found += [Contender(name=f"{OURS}, without {part}", kind="ours", without=part) for part in WITHOUT]
     if compiled or pick_device(device).type == "cuda":
         number_format = _product_format(device)

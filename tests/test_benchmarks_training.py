@@ -17,7 +17,7 @@ from racing import Runner
 from running import refusal, run_script
 
 from benchmarks import generation, loss_curve, racers, sharing, startup, training, turns, workload
-from benchmarks.racers import WITHOUT, Contender, Workload, started_work
+from benchmarks.racers import WITHOUT, Contender, Workload, started_stage
 from benchmarks.tellers import ANEW, OURS, THEIRS, Anew, Cached, Telling, Transformers
 from benchmarks.turns import Entry, Measured, race
 from storyladder.command_line import load_ladder
@@ -25,7 +25,6 @@ from storyladder.corpus.tokenizer import EOT
 from storyladder.learning import attention, loss
 from storyladder.runtime.cores import usable_cores, waiting_policy
 from storyladder.settings import PROJECT, GenerateConfig, Ladder, ModelConfig
-from storyladder.stepping import step_now
 
 DECIDES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 JSON_KEYS = {
@@ -213,8 +212,8 @@ def test_the_products_own_step_is_what_races(tiny_ladder: Ladder) -> None:
     assert line["tokens_per_s_compact"] == pytest.approx(4 * 16 / statistics.median(found[0].seconds), abs=0.1)
     assert (found[0].facts["rows"], found[0].facts["micro_batch"]) == (62, 2)
     assert line["peak_rss_gb"] > 0.1 and found[0].share > 0
-    expected = started_work(tiny_ladder, "cpu", compact=True, precision="fp32")
-    losses = [step_now(expected, step=number).train_loss for number in range(2 + 3)]
+    expected = started_stage(tiny_ladder, "cpu", compact=True, precision="fp32")
+    losses = [expected.learner.steps(expected.batches, k, 1)[0].train_loss for k in range(2 + 3)]
     assert [reading["losses"][0] for reading in races[0][training.COMPACT].readings] == pytest.approx(losses[2:])
 
 

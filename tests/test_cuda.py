@@ -27,17 +27,17 @@ from model import GPT
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import ValidationWindows
 from storyladder.corpus.tokenizer import gpt2_tokenizer
-from storyladder.engine import train_stage
-from storyladder.learning.device_steps import WAYS, DeviceSteps, Way
+from storyladder.learning.device_steps import MODES, DeviceSteps, StepMode
+from storyladder.learning.evaluation import evaluate
 from storyladder.learning.optimizer import build_optimizer
-from storyladder.learning.step import StepResult, train_step
+from storyladder.learning.step import Stepper, StepResult
 from storyladder.learning.vocabulary import CompactVocabulary
-from storyladder.measuring.evaluation import evaluate
+from storyladder.results import StageFiles
 from storyladder.runtime.errors import Interrupted
 from storyladder.runtime.machine import Precision
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import GenerateConfig, Ladder, ModelConfig, StageConfig
-from storyladder.stage_files import StageFiles
+from storyladder.stage.loop import train_stage
 from storyladder.telling.story import story_tokens
 
 pytestmark = [
@@ -75,22 +75,22 @@ def starts() -> list[Any]:
     return list(np.random.default_rng(1).integers(0, len(IDS) - 65, (len(LRS), STAGE.batch_size)))
 
 
-def ahead(model: GPT, **changes: Any) -> DeviceSteps:
+def stepper_of(model: GPT, **changes: Any) -> Stepper:
     asked: dict[str, Any] = {"micro_batch_size": 8, "precision": precision_of("fp32"), "vocabulary": vocabulary(False)}
-    optimizer = build_optimizer(model, STAGE)
-    return DeviceSteps(model, optimizer, IDS, stage=STAGE, context_length=64, device=GPU, **asked | changes)
+    return Stepper(model, build_optimizer(model, STAGE), STAGE, **asked | changes)
+
+
+def ahead(model: GPT, **changes: Any) -> DeviceSteps:
+    return DeviceSteps(stepper_of(model, **changes), IDS, 64, GPU)
 
 
 def single_steps(model: GPT, **changes: Any) -> list[StepResult]:
     """The same updates by the plain step, one by one."""
-    asked: dict[str, Any] = {"micro_batch_size": 8, "precision": precision_of("fp32"), "vocabulary": vocabulary(False)}
-    asked |= changes
-    optimizer, scaler = build_optimizer(model, STAGE), asked["precision"].scaler()
-    results = []
+    stepper, results = stepper_of(model, **changes), []
     for step, (places, lr) in enumerate(zip(starts(), LRS, strict=True)):
         windows = torch.from_numpy(IDS[places[:, None] + np.arange(65)].astype(np.int64)).to(GPU)
         batch = windows[:, :-1], windows[:, 1:]
-        results.append(train_step(model, optimizer, batch, stage=STAGE, step=step, lr=lr, scaler=scaler, **asked))
+        results.append(stepper.step(batch, step, lr))
     return results
 
 
@@ -102,13 +102,13 @@ def assert_near(found: list[StepResult], expected: list[StepResult], tolerance: 
 
 
 @pytest.mark.parametrize("compact", [False, True])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.words)
-def test_steps_ahead_equal_single_steps(way: Way, compact: bool) -> None:
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.description)
+def test_steps_ahead_equal_single_steps(mode: StepMode, compact: bool) -> None:
     words = vocabulary(compact)
     model = built(vocab_size=words.n_rows)
     expected = single_steps(copy.deepcopy(model), vocabulary=words)
     steps = ahead(model, vocabulary=words)
-    steps.speed_up(way, starts()[0])
+    steps.speed_up(mode, starts()[0])
     assert_near(steps.take(0, starts()[:4], LRS[:4]) + steps.take(4, starts()[4:], LRS[4:]), expected, 1e-4)
 
 
@@ -117,7 +117,7 @@ def test_replaying_a_graph_draws_and_computes_what_the_step_outside_it_does(numb
     precision = precision_of(number_format)
     one, other = built(dropout=0.2), built(dropout=0.2)
     captured = ahead(one, precision=precision)
-    captured.speed_up(Way(compiled=False, graph=True), starts()[0])
+    captured.speed_up(StepMode(compiled=False, graph=True), starts()[0])
     found, expected = (steps.take(3, starts(), LRS) for steps in (captured, ahead(other, precision=precision)))
     assert_near(found, expected, NEAR[number_format] / 10)
 
@@ -174,10 +174,10 @@ def gpu_ladder(toy_data: Ladder) -> Ladder:
 def test_interrupted_and_resumed_on_the_gpu_is_bit_for_bit_the_same(
     gpu_ladder: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool
 ) -> None:
-    from storyladder import stepping
+    from storyladder.stage import setup
 
     if long:
-        monkeypatch.setattr(stepping, "_STEPS_TO_COMPILE_FOR", 1)
+        monkeypatch.setattr(setup, "_STEPS_TO_COMPILE_FOR", 1)
     whole, parts = elsewhere(gpu_ladder, tmp_path, "whole"), elsewhere(gpu_ladder, tmp_path, "parts")
     train_stage(stage_on("cuda", whole), GPT)
     for evaluation in (2, 1):

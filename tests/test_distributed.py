@@ -24,14 +24,14 @@ from test_engine import elsewhere, interrupt_in_step, run_of, with_stage
 
 from model import GPT
 from storyladder.corpus.token_file import TrainBatches, ValidationWindows
-from storyladder.engine import train_stage
+from storyladder.results import StageFiles
 from storyladder.runtime.checkpoint import read_checkpoint
 from storyladder.runtime.distributed import ALONE, Group, own_device
 from storyladder.runtime.errors import SettingsError, UserError
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder
-from storyladder.stage_files import StageFiles
-from storyladder.starting import check_shares
+from storyladder.stage.loop import train_stage
+from storyladder.stage.setup import check_shares
 
 _PATIENCE = 300  # seconds that a busy machine with one core may need
 

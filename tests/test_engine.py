@@ -20,18 +20,18 @@ from rounding import assert_same_losses
 from torch.nn import functional as F
 
 from model import GPT
-from storyladder import saving
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TrainBatches
-from storyladder.engine import train_stage
+from storyladder.learning import learner
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.schedule import lr_at
 from storyladder.learning.vocabulary import start_rows_equal
+from storyladder.results import StageFiles
 from storyladder.runtime.checkpoint import load_checkpoint, previous_of, read_checkpoint, save_checkpoint
 from storyladder.runtime.errors import CheckpointError, Interrupted, OutOfMemory, SaveFailed, TrainingFailed, UserError
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, ModelConfig
-from storyladder.stage_files import StageFiles
+from storyladder.stage.loop import train_stage
 
 
 def run_of(ladder: Ladder, name: str = "tiny", **flags: Any) -> StageRun:
@@ -495,7 +495,9 @@ def test_a_resumed_stage_keeps_the_precision_that_it_began_in(
 
 def test_another_precision_is_a_change_refused_or_accepted_by_flag(toy_data: Ladder) -> None:
     interrupt_in_step(toy_data, 1, precision="fp32")
-    with pytest.raises(UserError, match=r"--precision was fp32 and is bf16\. Set it back, or go on with --accept-"):
+    with pytest.raises(
+        UserError, match=r"--precision was fp32 and is bf16\. Undo that, or continue anyway with --accept-"
+    ):
         train_stage(run_of(toy_data, precision="bf16"), GPT)
     interrupt_in_step(toy_data, 1, precision="bf16", accept_changes=True)
     resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
@@ -579,7 +581,7 @@ def test_losses_on_other_validation_windows_are_not_compared(
         train_stage(run_of(fewer), GPT)
     old_best = files.best.read_bytes()
     train_stage(run_of(fewer, accept_changes=True), GPT)
-    assert "the best loss counts anew" in capsys.readouterr().err
+    assert "the best loss was reset" in capsys.readouterr().err
     assert files.best.with_suffix(".other_windows.pt").read_bytes() == old_best
     assert read_checkpoint(files.result)["step"] == 6
 
@@ -604,7 +606,7 @@ def test_a_damaged_result_is_written_anew_from_the_best_weights(
     files = StageFiles.of(toy_data, toy_data.stage("tiny"))
     good, best = plain_state(files.result), files.best.read_bytes()
     files.result.write_bytes(files.result.read_bytes()[:-500])
-    for said in ("was written anew", "is finished"):
+    for said in ("was rewritten", "is finished"):
         train_stage(run_of(toy_data), GPT)
         heard = capsys.readouterr()
         assert said in heard.err + heard.out
@@ -695,7 +697,7 @@ def test_best_weights_that_are_lost_are_told_at_once_and_the_best_counts_anew(
     if harm == "a folder":
         files.best.mkdir()
     train_stage(run_of(ladder), GPT)
-    assert "the best loss counts anew from step 5" in capsys.readouterr().err
+    assert "the best loss is reset at step 5" in capsys.readouterr().err
     assert files.best.with_name("tiny_best.pt.corrupt").exists() == (harm != "missing")
     evaluations = [record for record in read_records(files.record) if record["event"] == "evaluation"]
     assert [(record["step"], record["best"]) for record in evaluations] == [
@@ -747,7 +749,7 @@ def test_a_resume_state_of_another_stage_is_refused(toy_data: Ladder) -> None:
     interrupt_in_step(toy_data, 1)
     resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
     save_checkpoint(resume, {**read_checkpoint(resume), "stage": "children"}, keep_previous=False)
-    with pytest.raises(CheckpointError, match=r"belongs to stage 'children' and not to tiny"):
+    with pytest.raises(CheckpointError, match=r"belongs to stage 'children', not to tiny"):
         train_stage(run_of(toy_data, accept_changes=True), GPT)
 
 
@@ -756,7 +758,7 @@ def test_a_resume_state_of_another_version_is_refused(toy_data: Ladder) -> None:
     resume = StageFiles.of(toy_data, toy_data.stage("tiny")).resume
     payload = read_checkpoint(resume)
     save_checkpoint(resume, {**payload, "progress": payload["progress"] | {"moon": 1}}, keep_previous=False)
-    with pytest.raises(CheckpointError, match=r"does not say where the stage stands .*moon"):
+    with pytest.raises(CheckpointError, match=r"does not tell the stage's progress .*moon"):
         train_stage(run_of(toy_data), GPT)
 
 
@@ -796,7 +798,7 @@ def test_a_save_for_which_there_is_no_memory_is_a_failed_save(
     toy_data: Ladder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Packing the second resume state takes more than there is."""
-    real, packed = saving.pack_optimizer, 0
+    real, packed = learner.pack_optimizer, 0
 
     def pack(*parts: Any) -> Any:
         nonlocal packed
@@ -805,9 +807,9 @@ def test_a_save_for_which_there_is_no_memory_is_a_failed_save(
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
         return real(*parts)
 
-    monkeypatch.setattr(saving, "pack_optimizer", pack)
+    monkeypatch.setattr(learner, "pack_optimizer", pack)
     train_stage(run_of(with_stage(toy_data, save_interval=1)), GPT)
-    assert "tiny_resume.pt could not be saved (out of memory); going on" in capsys.readouterr().err
+    assert "tiny_resume.pt could not be saved (out of memory); training continues" in capsys.readouterr().err
     events = [record["event"] for record in read_records(StageFiles.of(toy_data, toy_data.stage("tiny")).record)]
     assert events.count("save failed") == 1 and events[-1] == "finished" and packed > 2
 
@@ -956,7 +958,7 @@ def test_memory_that_is_out_for_good_saves_and_stops_with_status_75(toy_data: La
             return super().hidden(idx_BT, cache)
 
     ladder = with_stage(toy_data, save_interval=100)
-    with pytest.raises(OutOfMemory, match="one sequence at once; close") as stop:
+    with pytest.raises(OutOfMemory, match="one sequence at a time; close") as stop:
         train_stage(run_of(ladder), Smaller)
     assert stop.value.exit_status == 75
     assert read_checkpoint(StageFiles.of(ladder, ladder.stage("tiny")).resume)["progress"]["step"] == 3

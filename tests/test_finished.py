@@ -12,11 +12,11 @@ import torch
 from test_engine import interrupt_in_step, run_of, with_stage
 
 from model import GPT
-from storyladder.engine import train_stage
+from storyladder.results import StageFiles, broken_links, load_result, model_digest
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
 from storyladder.runtime.errors import UserError
 from storyladder.settings import Ladder
-from storyladder.stage_files import StageFiles, broken_links, load_result, model_digest
+from storyladder.stage.loop import train_stage
 from storyladder.telling.teller import load_teller
 
 CPU = torch.device("cpu")
@@ -54,8 +54,8 @@ def test_what_is_asked_differently_now_is_refused_with_both_values_and_the_comma
     again = "python train_tiny.py --config 'my config.py' --device cpu"
     was = getattr(toy_data.stage("tiny"), name)
     assert str(error.value) == (
-        f"stage tiny is finished, but not as it is asked for now: {name} was {was} and is {value}. To train it anew "
-        f"and keep the old result aside: {again} --fresh; to leave it as it is: {again} --accept-changes"
+        f"stage tiny is finished, but not as it is asked for now: {name} was {was} and is {value}. To train it again "
+        f"and keep the old result under another name: {again} --fresh; to leave it as it is: {again} --accept-changes"
     )
     capsys.readouterr()
     train(changed, "tiny", accept_changes=True)
@@ -80,7 +80,7 @@ def test_minutes_on_a_finished_stage_are_not_ignored_in_silence(toy_data: Ladder
     train(toy_data, "tiny", minutes=2.5)
     heard = capsys.readouterr()
     assert "is finished" in heard.out
-    assert heard.err.startswith("--minutes 2.5 changes nothing in a finished stage; to train it anew in that time: ")
+    assert heard.err.startswith("--minutes 2.5 changes nothing in a finished stage; to train it again in that time: ")
     assert heard.err.endswith("python train_tiny.py --device cpu --fresh --minutes 2.5\n")
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from model import GPT
 from storyladder.command_line import StageRun
-from storyladder.engine import train_stage
+from storyladder.results import StageFiles
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder
-from storyladder.stage_files import StageFiles
+from storyladder.stage.loop import train_stage
 
 TRAIN_LOSSES = {
     "tiny": [10.8171425, 10.7828341, 10.5844698, 10.370903, 10.1476784, 10.0311556],

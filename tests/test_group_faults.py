@@ -19,10 +19,10 @@ from test_distributed import assert_same_curve, files_of
 from test_engine import elsewhere, run_of
 
 from model import GPT
-from storyladder.engine import train_stage
 from storyladder.runtime.checkpoint import read_checkpoint
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, Paths
+from storyladder.stage.loop import train_stage
 
 _PATIENCE = 300  # seconds that a busy machine with one core may need
 STAGES: dict[str, dict[str, Any]] = {
@@ -123,7 +123,7 @@ def test_where_clocks_differ_that_of_the_first_ends_the_stage(folder: Path) -> N
 
 def test_memory_that_is_out_for_good_in_one_process_ends_all_is_told_once_and_saved(folder: Path) -> None:
     found = found_by_both(folder, "nothing")
-    assert all(one["error"].startswith("OutOfMemory: out of memory with one sequence at once") for one in found)
+    assert all(one["error"].startswith("OutOfMemory: out of memory even with one sequence at a time") for one in found)
     assert [one["told"] for one in found] == [True, False]
     assert read_checkpoint(files_of(ladder_of(folder, "nothing")).resume)["progress"]["step"] == 3
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import GPT
-from storyladder import starting
-from storyladder.engine import train_stage
 from storyladder.learning import activation, attention, dropout, kernels, layer_norm, linear, loss
 from storyladder.learning.activation import gelu
 from storyladder.learning.attention import _Attention, causal_attention, merge_heads, split_heads
@@ -23,6 +21,8 @@ from storyladder.learning.layer_norm import LayerNorm
 from storyladder.learning.linear import Linear
 from storyladder.learning.loss import next_token_loss
 from storyladder.settings import Ladder
+from storyladder.stage import setup
+from storyladder.stage.loop import train_stage
 
 MODULES = (activation, attention, dropout, layer_norm, linear, loss)
 HALF = [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)]
@@ -354,7 +354,7 @@ def test_a_stage_says_why_it_goes_without(
 ) -> None:
     train_stage(run_of(toy_data, plan=True), GPT)
     assert "operations" not in capsys.readouterr().err
-    monkeypatch.setattr(starting, "why_no_kernels", lambda: "the moon is full")
+    monkeypatch.setattr(setup, "why_no_kernels", lambda: "the moon is full")
     train_stage(run_of(toy_data, plan=True), GPT)
     assert capsys.readouterr().err.count("the moon is full: a step takes torch's own operations") == 1
 

@@ -12,7 +12,6 @@ from test_engine import run_of, with_stage
 from torch import Tensor
 
 from model import GPT
-from storyladder import starting
 from storyladder.learning.muon import POLAR_EXPRESS, Muon, orthogonalized
 from storyladder.learning.network import EMBEDDING, POSITIONS
 from storyladder.learning.optimizer import build_optimizer, make_moments, set_rate
@@ -20,6 +19,7 @@ from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.machine import Precision
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder, StageConfig
+from storyladder.stage.setup import set_up
 
 BuildGPT = Callable[..., GPT]
 STAGE = StageConfig(
@@ -267,8 +267,8 @@ def test_a_stage_beyond_its_horizon_decays_less(small_gpt: BuildGPT) -> None:
 
 def test_a_stage_multiplies_in_its_precision(toy_data: Ladder) -> None:
     run = run_of(with_stage(toy_data, **MUON), precision="bf16")
-    work = starting.prepare_work(run, GPT, StopRequest(), ALONE)
-    assert isinstance(work.optimizer, Muon) and work.optimizer._product_dtype == torch.bfloat16
+    stage, _ = set_up(run, GPT, StopRequest(), ALONE)
+    assert isinstance(stage.learner.optimizer, Muon) and stage.learner.optimizer._product_dtype == torch.bfloat16
     formats = [Precision(dtype, "", "cpu").product_dtype for dtype in (torch.bfloat16, torch.float16, torch.float32)]
     assert formats == [torch.bfloat16, torch.float32, torch.float32]
 

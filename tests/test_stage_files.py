@@ -13,21 +13,14 @@ from conftest import BOTH_OPTIMIZERS
 
 from model import GPT
 from storyladder.learning.optimizer import build_optimizer
+from storyladder.learning.packing import pack_optimizer, pack_weights, unpack_optimizer, unpack_weights
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
+from storyladder.results import StageFiles, check_shapes, plain_settings
 from storyladder.runtime.checkpoint import previous_of
 from storyladder.runtime.errors import CheckpointError
 from storyladder.settings import Ladder
-from storyladder.stage_files import (
-    StageFiles,
-    TrainState,
-    changes_since,
-    check_shapes,
-    pack_optimizer,
-    pack_weights,
-    plain_settings,
-    unpack_optimizer,
-    unpack_weights,
-)
+from storyladder.stage.changes import changes_since
+from storyladder.stage.state import TrainState
 
 
 def test_early_stopping_counts_by_scripted_losses() -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from model import GPT
 from storyladder.learning import activation, attention, dropout, layer_norm, linear, loss
 from storyladder.learning.optimizer import build_optimizer
-from storyladder.learning.step import StepResult, accumulate_gradients, train_step
+from storyladder.learning.step import Stepper, StepResult
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.runtime.machine import Precision
 from storyladder.settings import StageConfig
@@ -35,11 +35,21 @@ def some_batch(rows: int = 4, seed: int = 1) -> Batch:
     return ids[:, :-1], ids[:, 1:]
 
 
-def accumulated(model: GPT, batch: Batch, micro: int, **changes: Any) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of one batch, starting from none."""
+def stepper_of(
+    model: GPT, optimizer: torch.optim.Optimizer | None = None, stage: StageConfig = STAGE, **changes: Any
+) -> Stepper:
+    asked: dict[str, Any] = {"micro_batch_size": 2, "precision": FP32, "vocabulary": PLAIN}
+    return Stepper(model, optimizer or build_optimizer(model, stage), stage, **asked | changes)
+
+
+def accumulated(
+    model: GPT, batch: Batch, micro: int, seed: tuple[int, int] = (7, 0), **changes: Any
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one batch, starting from none; `seed` is that of the stage and the number of the step."""
     model.zero_grad()
-    asked = {"seed": (7, 0), "precision": FP32, "scaler": FP32.scaler(), "vocabulary": PLAIN} | changes
-    loss = accumulate_gradients(model, batch, micro_batch_size=micro, **asked)
+    asked = {"micro_batch_size": micro, "scaler": FP32.scaler()} | changes
+    stepper = stepper_of(model, stage=replace(STAGE, seed=seed[0]), **asked)
+    loss = stepper.accumulate_gradients(batch, seed[1])
     return loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
@@ -47,10 +57,10 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def take_step(model: GPT, optimizer: torch.optim.Optimizer, batch: Batch, **changes: Any) -> StepResult:
-    asked: dict[str, Any] = {"stage": STAGE, "step": 0, "lr": 1e-3, "micro_batch_size": 2}
-    asked |= {"precision": FP32, "scaler": FP32.scaler(), "vocabulary": PLAIN}
-    return train_step(model, optimizer, batch, **asked | changes)
+def take_step(
+    model: GPT, optimizer: torch.optim.Optimizer, batch: Batch, *, step: int = 0, lr: float = 1e-3, **changes: Any
+) -> StepResult:
+    return stepper_of(model, optimizer, **changes).step(batch, step, lr)
 
 
 def everything(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -95,9 +105,7 @@ def test_the_gradient_is_that_of_the_mean_loss_of_the_whole_batch(small_gpt: Bui
 def test_gradients_are_added_to_those_that_are_there_and_a_step_starts_from_none(small_gpt: BuildGPT) -> None:
     model, batch = small_gpt(dtype=torch.float64), some_batch()
     _, once = accumulated(model, batch, 2)
-    accumulate_gradients(
-        model, batch, micro_batch_size=2, seed=(7, 0), precision=FP32, scaler=FP32.scaler(), vocabulary=PLAIN
-    )
+    stepper_of(model).accumulate_gradients(batch, 0)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=0, atol=1e-12)
     loose = {"stage": StageConfig(name="tiny", train_file="", val_file="", result_file="", grad_clip=1e6)}

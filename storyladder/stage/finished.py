@@ -1,7 +1,8 @@
-"""A stage that is asked for again after its end: is its result what would be trained now?
+"""A finished stage that is asked for again: is its result what would be trained now?
 
-Training never goes on from a result: the optimizer's state is gone, and the learning rate has come to its end. So what
-differs from what is asked now is refused, with the command that trains anew, or kept with --accept-changes.
+Training never continues from a result: the optimizer state is gone, and the learning rate has come to its end. So if
+the result differs from what is asked for now, it is refused with the command that trains it again, or kept with
+--accept-changes.
 """
 
 from __future__ import annotations
@@ -10,25 +11,26 @@ import dataclasses
 
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import recorded_fingerprint
+from storyladder.results import StageFiles, broken_links, check_shapes, load_result
 from storyladder.runtime.checkpoint import Loaded, Payload, put_aside, save_checkpoint
 from storyladder.runtime.errors import SaveFailed, UserError, say
-from storyladder.stage_files import StageFiles, broken_links, changes_since, check_shapes, load_result
-from storyladder.starting_point import say_all
+from storyladder.stage.changes import changes_since
+from storyladder.stage.start import warn_all
 
 
-def say_finished(run: StageRun, files: StageFiles) -> None:
-    """Say what the result is, mend it if it is damaged; UserError if it is not what is asked for now."""
+def report_finished(run: StageRun, files: StageFiles) -> None:
+    """Print what the result is, repair it if it is damaged; UserError if it is not what is asked for now."""
     loaded = load_result(run.ladder, run.stage)
     assert loaded is not None
-    say_all(loaded.notes)
+    warn_all(loaded.notes)
     check_shapes(loaded.payload, files.result, run.ladder.model)
     if loaded.path != files.result:
-        _write_result_anew(files, loaded)
+        _rewrite_result(files, loaded)
     _compare(run, loaded.payload)
     if run.minutes is not None:
         minutes = f"{run.minutes:g}"
         say(
-            f"--minutes {minutes} changes nothing in a finished stage; to train it anew in that time: "
+            f"--minutes {minutes} changes nothing in a finished stage; to train it again in that time: "
             f"{run.again('--fresh', '--minutes', minutes)}"
         )
     print(
@@ -40,10 +42,10 @@ def say_finished(run: StageRun, files: StageFiles) -> None:
 
 
 def _compare(run: StageRun, payload: Payload) -> None:
-    """UserError if the stage would be another one today; with --accept-changes a warning."""
+    """UserError if the stage would be trained differently today; with --accept-changes a warning."""
     *ancestors, saved = payload["settings"]["stages"]
     asked = dataclasses.asdict(run.stage)
-    # Settings that came into being after the result differ in nothing that can be known.
+    # Settings that did not exist when the result was written cannot be compared.
     settings = {**payload["settings"], "stages": [*ancestors, {**asked, **saved}]}
     folder = run.ladder.folder("data")
     data = {name: recorded_fingerprint(folder / name) for name in (run.stage.train_file, run.stage.val_file)}
@@ -53,7 +55,7 @@ def _compare(run: StageRun, payload: Payload) -> None:
     if changes and not run.accept_changes:
         raise UserError(
             f"stage {run.stage.name} is finished, but not as it is asked for now: {'; '.join(changes)}. To train it "
-            f"anew and keep the old result aside: {run.again('--fresh')}; to leave it as it is: "
+            f"again and keep the old result under another name: {run.again('--fresh')}; to leave it as it is: "
             f"{run.again('--accept-changes')}"
         )
     if saved.get("patience", run.stage.patience) != run.stage.patience:
@@ -62,14 +64,14 @@ def _compare(run: StageRun, payload: Payload) -> None:
         say(f"warning: stage {run.stage.name} stays as it was trained, although {'; '.join(changes)}")
 
 
-def _write_result_anew(files: StageFiles, best: Loaded) -> None:
-    """Put the best weights in the place of a damaged result, which is kept aside."""
+def _rewrite_result(files: StageFiles, best: Loaded) -> None:
+    """Replace a damaged result, which is kept under another name, by the best weights."""
     aside = put_aside(files.result)
     try:
         save_checkpoint(files.result, best.payload, keep_previous=False)
     except OSError as error:
         raise SaveFailed(
-            f"{files.result} is damaged and could not be written anew ({error.strerror}); the weights are safe in "
-            f"{best.path}. Make room, then run the same command again"
+            f"{files.result} is damaged and could not be rewritten ({error.strerror}); the weights are safe in "
+            f"{best.path}. Free some space, then run the same command again"
         ) from None
-    say(f"{files.result.name} was written anew from {best.path.name}; the damaged one is kept as {aside.name}")
+    say(f"{files.result.name} was rewritten from {best.path.name}; the damaged one is kept as {aside.name}")
