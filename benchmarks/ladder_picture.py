@@ -55,7 +55,7 @@ def curves_of(ladder: Ladder) -> list[StageCurve]:
         if val:
             curves.append(StageCurve(stage.name, train, val))
     if not curves:
-        raise DataError(f"no record in {ladder.folder('runs')}; train a stage first: python train_tiny.py")
+        raise DataError(f"no record in {ladder.folder('runs')}; train a stage first: {ladder.command('train_tiny.py')}")
     return curves
 
 
