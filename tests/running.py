@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -13,6 +15,27 @@ PROJECT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
 PRECISION = "auto"  # of every stage that a test runs, here or in another process: pytest --precision
 SCRIPTS = ("prepare_data.py", "train_tiny.py", "train_children.py", "train_simp.py", "generate.py")
+TOY_CONFIG = """
+from dataclasses import replace
+from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths, StageConfig
+
+TINY = StageConfig(
+    name="tiny", train_file="train.bin", val_file="val.bin", result_file="tinystories_28M_final.pt",
+    max_steps={steps}, batch_size=4, max_lr=5e-3, min_lr=5e-4, warmup_steps=2, eval_interval=4, save_interval=3,
+)
+CHILDREN = replace(TINY, name="children", train_file="train_ch.bin", val_file="val_ch.bin",
+                   result_file="children_stories_fin.pt", init_from="tiny", patience=3)
+SIMPLE = replace(CHILDREN, name="simple", train_file="train_simp.bin", val_file="val_simp.bin",
+                 result_file="simple_stories_ckpt.pt", init_from="children")
+LADDER = Ladder(
+    model=ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=32, dropout=0.1),
+    stages=(TINY, CHILDREN, SIMPLE),
+    corpus=CorpusConfig(sample_stories=120, val_percent=10.0),
+    generate=GenerateConfig(max_new_tokens=20),
+    paths=Paths(root={root!r}),
+)
+PRESETS = (LADDER,)
+"""
 
 
 def command(script: str, *flags: object) -> list[str]:
@@ -62,3 +85,11 @@ def edited_config(folder: Path, *lines: str) -> Path:
     text = (PROJECT / "config.py").read_text(encoding="utf-8")
     path.write_text(text + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@cache
+def flags_of(script: str) -> frozenset[str]:
+    """What a command's --help names."""
+    done = run_script(script, "--help")
+    assert done.returncode == 0, done.stderr
+    return frozenset(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", done.stdout.partition("\noptions:\n")[2]))

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from running import PROJECT, command
-from test_engine import assert_equal, elsewhere, plain_state, with_stage
+from stages import assert_equal, elsewhere, files_of, plain_state, with_stage
 
 from model import GPT
 from storyladder.command_line import StageRun
@@ -32,7 +32,6 @@ from storyladder.learning.evaluation import evaluate
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.step import Stepper, StepResult
 from storyladder.learning.vocabulary import CompactVocabulary
-from storyladder.results import StageFiles
 from storyladder.runtime.errors import Interrupted
 from storyladder.runtime.machine import Precision
 from storyladder.runtime.run_log import read_records
@@ -156,7 +155,7 @@ def interrupting(at: int) -> Callable[[ModelConfig], GPT]:
 
 
 def losses(ladder: Ladder) -> list[tuple[str, int, float]]:
-    records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    records = read_records(files_of(ladder).record)
     return [
         (r["event"], r["step"], r.get("train_loss", r.get("val_loss")))
         for r in records
@@ -185,7 +184,7 @@ def test_interrupted_and_resumed_on_the_gpu_is_bit_for_bit_the_same(
             train_stage(stage_on("cuda", parts), interrupting(evaluation))
     train_stage(stage_on("cuda", parts), GPT)
     assert losses(parts) == losses(whole)
-    results = [StageFiles.of(ladder, ladder.stage("tiny")).result for ladder in (whole, parts)]
+    results = [files_of(ladder).result for ladder in (whole, parts)]
     assert_equal(*(plain_state(path)["model"] for path in results))
 
 
@@ -221,7 +220,7 @@ def test_memory_that_really_runs_out_halves_the_micro_batch(
     )
     write_toy_tokens(ladder.folder("data") / "train.bin", n_tokens=40_000)
     train_stage(stage_on("cuda", ladder), GPT)
-    records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    records = read_records(files_of(ladder).record)
     sizes = [record["micro_batch_size"] for record in records if record["event"] == "out of memory"]
     assert sizes and sizes[0] == 32 and len(losses(ladder)) >= 4, capsys.readouterr().out
 
@@ -240,7 +239,7 @@ def test_a_signal_in_a_run_of_graphs_saves_and_leaves_within_ten_seconds(gpu_lad
         said = []
         for line in process.stdout:
             said.append(line)
-            if "at a time on the GPU" in line:
+            if "at a time run on the GPU" in line:
                 break
         time.sleep(5)
         tick = time.monotonic()

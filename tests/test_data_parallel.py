@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_step import some_batch, stepper_of
+from steppers import some_batch, stepper_of
 
 from model import GPT
 from storyladder.learning.data_parallel import DataParallel

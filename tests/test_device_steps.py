@@ -18,9 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_distributed import assert_same_curve
-from test_engine import MICROS, elsewhere, poisoned, run_of, with_stage
-from test_step import FP32, PLAIN, STAGE, STAGES, everything
+from stages import MICROS, assert_same_curve, elsewhere, files_of, poisoned, run_of, with_stage
+from steppers import FP32, PLAIN, STAGE, STAGES, everything
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -33,7 +32,6 @@ from storyladder.learning.loss import entropy_, fused_entropy_, next_token_loss
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.step import Stepper
 from storyladder.learning.vocabulary import CompactVocabulary
-from storyladder.results import StageFiles
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, StageConfig
 from storyladder.stage import loop
@@ -468,7 +466,7 @@ def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
     assert max(blocks) > 2 and max(blocks) <= MOST_STEPS
 
     assert_same_curve(single, ahead)
-    records = read_records(StageFiles.of(ahead, ahead.stage("tiny")).record)
+    records = read_records(files_of(ahead).record)
     *_, last = (record for record in records if record["event"] == "train")
     stage = ahead.stage("tiny")
     seconds = stage.max_steps * ahead.tokens_per_step(stage) / last["tokens_per_s"]

@@ -15,8 +15,7 @@ import running
 import torch.distributed
 from conftest import TOY_CHILDREN, TOY_MODEL, TOY_SIMPLE, TOY_TINY
 from running import ENVIRONMENT, PROJECT
-from test_distributed import assert_same_curve, files_of
-from test_engine import elsewhere, run_of
+from stages import assert_same_curve, elsewhere, files_of, run_of
 
 from model import GPT
 from storyladder.runtime.checkpoint import read_checkpoint

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from running import PROJECT, SCRIPTS, run_script
+from running import PROJECT, SCRIPTS, flags_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -143,6 +143,19 @@ def test_no_script_imports_another_one() -> None:
         assert ours_imported_by(name) & {"config", *(other.removesuffix(".py") for other in SCRIPTS)} == set()
 
 
+def test_no_test_file_imports_another_one() -> None:
+    """What several share lies in tests/stages.py, steppers.py and running.py."""
+    paths = sorted((PROJECT / "tests").glob("test_*.py"))
+    trees = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+    wrong = {
+        name: target
+        for name, tree in trees.items()
+        for target in imports(tree)
+        if set(target.split(".")[:2]) & trees.keys()
+    }
+    assert len(trees) > 40 and wrong == {}
+
+
 def test_there_are_no_circles() -> None:
     finished: set[str] = set()
 
@@ -217,13 +230,6 @@ _COMMAND = re.compile(r"python3? ((?:[\w./-]*/)?\w+\.py\b[^\n`#]*)")
 def commands_in(text: str) -> list[str]:
     """Every `python X.py ...`, up to a comment, a back-tick or the end of its line."""
     return [match[1].strip() for match in _COMMAND.finditer(text)]
-
-
-@cache
-def flags_of(script: str) -> frozenset[str]:
-    done = run_script(script, "--help")
-    assert done.returncode == 0, done.stderr
-    return frozenset(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", done.stdout.partition("\noptions:\n")[2]))
 
 
 def fault_of(command: str) -> str | None:

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_engine import run_of
+from stages import run_of
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import MUON
-from test_engine import run_of, with_stage
+from stages import run_of, with_stage
+from steppers import everything
 from torch import Tensor
 
 from model import GPT
@@ -203,13 +204,6 @@ def test_where_found_inf_is_one_nothing_moves_and_nothing_is_remembered(small_gp
     optimizer.step()
     after = everything(model, optimizer)
     assert all(not torch.equal(tensor, before[name]) and tensor.isfinite().all() for name, tensor in after.items())
-
-
-def everything(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        found |= {f"{key} of {name}": tensor.clone() for key, tensor in optimizer.state[parameter].items()}
-    return found
 
 
 def test_a_rate_on_the_device_moves_as_a_number_does(small_gpt: BuildGPT) -> None:

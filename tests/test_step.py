@@ -9,37 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MUON
 from rounding import gradient_tolerance
+from steppers import FP32, STAGE, STAGES, Batch, BuildGPT, everything, some_batch, stepper_of
 from torch import Tensor
 from torch.nn import functional as F
 
 from model import GPT
 from storyladder.learning import activation, attention, dropout, layer_norm, linear, loss
 from storyladder.learning.optimizer import build_optimizer
-from storyladder.learning.step import Stepper, StepResult
-from storyladder.learning.vocabulary import CompactVocabulary
+from storyladder.learning.step import StepResult
 from storyladder.runtime.machine import Precision
 from storyladder.settings import StageConfig
-
-BuildGPT = Callable[..., GPT]
-Batch = tuple[Tensor, Tensor]
-STAGE = StageConfig(name="tiny", train_file="", val_file="", result_file="", seed=7)
-STAGES = pytest.mark.parametrize("stage", [STAGE, replace(STAGE, **MUON)], ids=["adamw", "muon"])
-PLAIN = CompactVocabulary(torch.ones(40, dtype=torch.bool))
-FP32 = Precision(torch.float32, "a test wants it", "cpu")
-
-
-def some_batch(rows: int = 4, seed: int = 1) -> Batch:
-    ids = torch.randint(40, (rows, 13), generator=torch.Generator().manual_seed(seed))
-    return ids[:, :-1], ids[:, 1:]
-
-
-def stepper_of(
-    model: GPT, optimizer: torch.optim.Optimizer | None = None, stage: StageConfig = STAGE, **changes: Any
-) -> Stepper:
-    asked: dict[str, Any] = {"micro_batch_size": 2, "precision": FP32, "vocabulary": PLAIN}
-    return Stepper(model, optimizer or build_optimizer(model, stage), stage, **asked | changes)
 
 
 def accumulated(
@@ -61,14 +41,6 @@ def take_step(
     model: GPT, optimizer: torch.optim.Optimizer, batch: Batch, *, step: int = 0, lr: float = 1e-3, **changes: Any
 ) -> StepResult:
     return stepper_of(model, optimizer, **changes).step(batch, step, lr)
-
-
-def everything(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and optimizer state, copied."""
-    found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        found |= {f"{key} of {name}": tensor.clone() for key, tensor in optimizer.state[parameter].items()}
-    return found
 
 
 @pytest.mark.parametrize("kernels", [True, False])

@@ -2,7 +2,7 @@
 
 python tests/variants.py                                  all of them; a line with counts and seconds for each
 python tests/variants.py bf16 avx2                        some
-python tests/variants.py poor -- tests/test_engine.py     some tests; what follows the two dashes goes to pytest
+python tests/variants.py poor -- tests/test_loop.py     some tests; what follows the two dashes goes to pytest
 """
 
 from __future__ import annotations
