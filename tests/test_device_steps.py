@@ -157,27 +157,6 @@ def test_single_steps_may_follow_and_go_on_from_there(small_gpt: BuildGPT, stage
     assert_same((results, everything(model, optimizer)), expected)
 
 
-@STAGES
-def test_another_optimizer_state_or_micro_batch_needs_other_steps(small_gpt: BuildGPT, stage: StageConfig) -> None:
-    model = small_gpt()
-    optimizer = build_optimizer(model, stage)
-    stepper = stepper_of(model, optimizer)
-    steps = DeviceSteps(stepper, IDS, T, torch.device("cpu"))
-    assert steps.still_fit()
-    steps.take(0, some_starts(), LRS)
-    assert steps.still_fit()
-    for name, other in (("micro_batch_size", 2), ("optimizer", build_optimizer(model, STAGE))):
-        before = getattr(stepper, name)
-        setattr(stepper, name, other)
-        assert not steps.still_fit()
-        setattr(stepper, name, before)
-    assert steps.still_fit()
-    state = optimizer.state[model.get_parameter("transformer.h.0.mlp.c_fc.weight")]
-    moment = "exp_avg" if "exp_avg" in state else "momentum"
-    state[moment] = state[moment].clone()
-    assert not steps.still_fit()
-
-
 # --- compiling, and machines where it does not work -------------------------------------------------------------------
 
 
