@@ -16,7 +16,8 @@ from model import GPT
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TrainBatches, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
-from storyladder.learning import attention, loss
+from storyladder.layers import attention
+from storyladder.learning import loss
 from storyladder.learning.device_steps import Way
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
 from storyladder.runtime.distributed import ALONE

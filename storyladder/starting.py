@@ -14,9 +14,9 @@ from torch import Tensor
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
+from storyladder.layers.kernels import why_no_kernels
 from storyladder.learning.data_parallel import DataParallel
 from storyladder.learning.device_steps import DeviceSteps
-from storyladder.learning.kernels import why_no_kernels
 from storyladder.learning.memory import fitting_micro_batch, useful_threads
 from storyladder.learning.network import EMBEDDING, BuildModel, LanguageModel
 from storyladder.learning.optimizer import MOMENTS, build_optimizer

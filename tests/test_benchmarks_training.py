@@ -22,7 +22,8 @@ from benchmarks.tellers import ANEW, OURS, THEIRS, Anew, Cached, Telling, Transf
 from benchmarks.turns import Entry, Measured, race
 from storyladder.command_line import load_ladder
 from storyladder.corpus.tokenizer import EOT
-from storyladder.learning import attention, loss
+from storyladder.layers import attention
+from storyladder.learning import loss
 from storyladder.runtime.cores import usable_cores, waiting_policy
 from storyladder.settings import PROJECT, GenerateConfig, Ladder, ModelConfig
 from storyladder.stepping import step_now
