@@ -31,11 +31,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, past: list[Tensor] | None = None) -> Tensor:
         qkv_BTE = self.c_attn(x)
         # In every head: softmax(q @ k.T / sqrt(D) + causal mask) @ v
-        y_BTC = causal_attention(qkv_BTE, self.n_head) if past is None else self._cached_attention(qkv_BTE, past)
+        y_BTC: Tensor = causal_attention(qkv_BTE, self.n_head) if past is None else self._with_cache(qkv_BTE, past)
         y_BTC = self.c_proj(y_BTC)
         return y_BTC
 
-    def _cached_attention(self, qkv_BTE: Tensor, past: list[Tensor]) -> Tensor:
+    def _with_cache(self, qkv_BTE: Tensor, past: list[Tensor]) -> Tensor:
         """The same, with the keys and values of earlier calls in `past`, to which new ones are added."""
         q_BHTD, k_BHTD, v_BHTD = split_heads(qkv_BTE, self.n_head)
         T = qkv_BTE.size(1)

@@ -17,6 +17,7 @@ from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TrainBatches, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.layers import attention
+from storyladder.layers.kernels import Part, without_kernels
 from storyladder.learning import loss
 from storyladder.learning.device_steps import Way
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
@@ -60,6 +61,7 @@ class Contender:
     way: Way | None = None  # ours, on a GPU: how steps run ahead; None: one by one, or as the product chooses
     one_by_one: bool = False  # ours: never ahead
     without: str | None = None  # ours: a key of WITHOUT
+    kernels_off: tuple[Part, ...] = ()  # ours, on a CPU: parts of the step that use torch operations instead
     compiled: bool = False  # plain: torch.compile
 
 
@@ -156,11 +158,16 @@ class Ours(_Trainer):
             self._work.device_steps, found = device_steps(self._work, starts, [contender.way], said.append)
             if found != contender.way:
                 raise RuntimeError(said[-1])
-        self._one_by_one = contender.one_by_one
+        self._one_by_one, self._kernels_off = contender.one_by_one, contender.kernels_off
         if self.device.type == "cuda":  # compile while the others do, not in a turn
             tick = time.perf_counter()
             self.steps(0, 2)
             self.facts["seconds_to_first_steps"] = round(time.perf_counter() - tick, 1)
+
+    def turn(self, number: int) -> Reading:
+        """As for all who train, without the kernels that this contender does without."""
+        with without_kernels(*self._kernels_off):
+            return super().turn(number)
 
     def steps(self, first: int, n: int) -> list[float | torch.Tensor]:
         """Updates of the product, on a GPU many at a time."""
