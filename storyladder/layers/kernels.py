@@ -154,9 +154,13 @@ class Kernels:
 
 
 def kernels_for(x: Tensor, part: Part) -> Kernels | None:
-    """The kernels, if they can take this tensor (on a CPU, float32 or bfloat16) and `part` of the step uses them."""
-    usable = x.device.type == "cpu" and x.dtype in _DTYPES and part not in _switched_off
-    return cpu_kernels() if usable else None
+    """The kernels, if they can take this tensor (on a CPU, float32 or bfloat16) and `part` of the step uses them.
+
+    None inside torch.compile, which cannot trace them.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in _DTYPES or part in _switched_off:
+        return None
+    return cpu_kernels()
 
 
 @contextlib.contextmanager
