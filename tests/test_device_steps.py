@@ -21,11 +21,9 @@ import torch
 from stages import MICROS, assert_same_curve, elsewhere, files_of, poisoned, run_of, with_stage
 from steppers import FP32, PLAIN, STAGE, STAGES, everything
 from torch import Tensor
-from torch.nn import functional as F
 
 from model import GPT
-from storyladder.learning import attention, device_steps, learner, loss
-from storyladder.learning.attention import causal_attention
+from storyladder.learning import device_steps, learner, loss
 from storyladder.learning.device_steps import MODES, MOST_STEPS, DeviceSteps, StepMode, first_working
 from storyladder.learning.learner import Learner
 from storyladder.learning.loss import entropy_, fused_entropy_, next_token_loss
@@ -400,22 +398,6 @@ def test_a_padded_vocabulary_is_the_same_loss(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(loss._COLUMNS, "cpu", 8)
     for one, other in zip(found(), plain, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
-def test_padded_heads_are_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    qkv = torch.randn(2, 9, 3 * 2 * 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    plain = causal_attention(qkv, 2)
-    widths: list[int] = []
-    real = F.scaled_dot_product_attention
-
-    def watched(q: Tensor, *rest: Any, **named: Any) -> Tensor:
-        widths.append(q.size(-1))
-        return real(q, *rest, **named)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    monkeypatch.setitem(attention._WIDTHS, "cpu", 8)
-    torch.testing.assert_close(causal_attention(qkv, 2), plain, rtol=0, atol=1e-12)
-    assert widths == [8]
 
 
 # --- whole stages -----------------------------------------------------------------------------------------------------
