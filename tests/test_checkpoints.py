@@ -151,8 +151,14 @@ def test_finishing_needs_best_weights_and_leaves_no_resume_state(checkpoints: Ch
     state = TrainState(step=9, best_loss=2.0, best_step=9)
     with pytest.raises(CheckpointError, match=r"tiny_best\.pt is gone; run python train_tiny.py again"):
         checkpoints.finish(state)
+    refusing.add(files.best.name)
     checkpoints.keep_best(learner, state)
+    with pytest.raises(
+        SaveFailed, match=r"tiny_best\.pt could not be written; the last good file is .*tiny_resume\.pt"
+    ):
+        checkpoints.finish(state)
     refusing.add(files.result.name)
+    refusing.discard(files.best.name)
     with pytest.raises(SaveFailed, match=r"final\.pt could not be written; the weights are safe in .*tiny_best\.pt"):
         checkpoints.finish(state)
     assert files.resume.exists()
