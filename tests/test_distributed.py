@@ -24,7 +24,7 @@ from model import GPT
 from storyladder.corpus.token_file import TrainBatches, ValidationWindows
 from storyladder.runtime.checkpoint import read_checkpoint
 from storyladder.runtime.distributed import ALONE, Group, own_device
-from storyladder.runtime.errors import UserError
+from storyladder.runtime.errors import DataError, PeerLost, UserError
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder
 from storyladder.stage.loop import train_stage
@@ -225,6 +225,73 @@ def test_only_the_first_is_heard_and_it_notices_at_once_that_the_other_is_dead(g
     assert heard == "only the first is heard"
     assert json.loads(lost)["lost"].startswith("PeerLost: another process of this run is gone")
     assert json.loads(lost)["seconds"] < 20
+
+
+# --- agreements, with a stand-in for the other process ----------------------------------------------------------------
+
+OUT_OF_MEMORY, INTERRUPTED, USER_ERROR = 1, 2, 3
+
+
+@pytest.fixture
+def the_other(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the other of two processes brings into an agreement: how it ended, who speaks, two numbers for signals."""
+    brings = [0, 0, 0, 0]
+
+    def all_reduce(tensor: torch.Tensor, **_: Any) -> None:
+        assert brings, "the connection is gone"
+        tensor.copy_(torch.maximum(tensor, torch.tensor(brings)))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    return brings
+
+
+def agreed(rank: int, error: Exception | None = None) -> str:
+    """What process `rank` of two sees of an agreement, in words."""
+    try:
+        with Group(rank, 2).agreement():
+            if error is not None:
+                raise error
+    except Exception as seen:
+        return f"{type(seen).__name__}: {seen}"
+    return "agreed"
+
+
+def test_an_agreement_ends_for_all_as_it_ended_for_the_worst(the_other: list[int]) -> None:
+    cut, full = DataError("cut"), MemoryError("full")
+    assert agreed(0) == "agreed"
+    assert agreed(0, cut) == "DataError: cut" and cut.tell is True
+    assert agreed(1, full) == "MemoryError: full"
+    the_other[:] = [OUT_OF_MEMORY, 0, 0, 0]
+    assert agreed(0) == "MemoryError: another process of this run is out of memory"
+    assert agreed(0, full) == "MemoryError: full" and agreed(0, cut) == "DataError: cut"
+    the_other[:] = [INTERRUPTED, 0, int(signal.SIGTERM), 0]
+    assert agreed(0) == agreed(1, full) == "Interrupted: stopped by SIGTERM"
+    the_other[:] = [USER_ERROR, 2, 0, 0]  # of the first process, which speaks before the second
+    assert agreed(1) == agreed(1, full) == agreed(1, DataError("cut here too")) == "OthersFailed: "
+    the_other[:] = [USER_ERROR, 1, 0, 0]
+    assert agreed(0, cut) == "DataError: cut"
+
+
+def test_what_is_a_mistake_of_ours_is_raised_at_once(the_other: list[int]) -> None:
+    the_other.clear()
+    assert agreed(0, RuntimeError("shapes do not match")) == "RuntimeError: shapes do not match"
+    assert agreed(0, ValueError("no number")) == "ValueError: no number"
+
+
+def test_a_lost_peer_is_not_asked_whether_it_agrees(the_other: list[int]) -> None:
+    the_other.clear()
+    assert agreed(0, PeerLost("gone")) == "PeerLost: gone"
+
+
+def test_a_group_that_is_disbanded_asks_nobody(the_other: list[int]) -> None:
+    the_other.clear()
+    group = Group(1, 2)
+    with pytest.raises(AssertionError, match="the connection is gone"):
+        group.any(True)
+    group.disband()
+    assert group.is_alone and not group.is_first
+    assert group.any(True) and group.sum(2.5) == 2.5 and group.from_first("x") == "x"
+    assert group.first(lambda: 3) == group.together(lambda: 3) == 3
 
 
 # --- shares, without other processes ----------------------------------------------------------------------------------
