@@ -4,23 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
+from stages import payload_of
 
-from storyladder.results import plain_settings
 from storyladder.settings import Ladder
 from storyladder.stage.changes import changes_since
-
-
-def payload_of(ladder: Ladder) -> dict[str, object]:
-    return {
-        "stage": "children",
-        "step": 3,
-        "val_loss": 1.5,
-        "seen_tokens": torch.ones(ladder.model.vocab_size, dtype=torch.uint8),
-        "settings": plain_settings(ladder, ladder.stage("children"), []),
-        "data": {"train_ch.bin": "a", "val_ch.bin": "b"},
-        "model": {"transformer.wte.weight": torch.zeros(ladder.model.vocab_size, ladder.model.n_embd)},
-    }
 
 
 def test_changes_are_named_with_both_values_and_free_settings_are_not(toy_ladder: Ladder) -> None:

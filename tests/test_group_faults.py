@@ -23,6 +23,7 @@ from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, Paths
 from storyladder.stage.loop import train_stage
 
+pytestmark = pytest.mark.slow
 _PATIENCE = 300  # seconds that a busy machine with one core may need
 STAGES: dict[str, dict[str, Any]] = {
     "memory": {"batch_size": 128, "micro_batch_size": 32, "max_steps": 4},
