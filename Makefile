@@ -21,9 +21,6 @@ test: $(VENV)/installed-dev  # of every module something, in a minute and a half
 test-all: $(VENV)/installed-dev
 	$(PY) -m pytest -n auto
 
-test-all: $(VENV)/installed-dev
-	$(PY) -m pytest -n auto
-
 check: $(VENV)/installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
