@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from storyladder.corpus.tokenizer import gpt2_tokenizer
+from storyladder.corpus.tokenizer import tokenizer_named
 from storyladder.runtime.checkpoint import Payload, previous_of, save_checkpoint
 from storyladder.runtime.errors import SaveFailed, say
 from storyladder.runtime.machine import is_out_of_memory, machine_line
@@ -31,7 +31,7 @@ def pack_result(work: Work) -> Payload:
         "fitted": work.state.fitted,
         "data": work.data.fingerprints,
         "parent_digest": work.start.parent_digest,
-        "tokenizer": gpt2_tokenizer().fingerprint,
+        "tokenizer": tokenizer_named(work.run.ladder.tokenizer).fingerprint,
         "seen_tokens": work.vocabulary.seen_V.to(torch.uint8),
         "machine": machine_line(work.device, work.precision),
         "model": pack_weights(work.model, work.vocabulary),

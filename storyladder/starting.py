@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from storyladder.command_line import StageRun
+from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
-from storyladder.corpus.tokenizer import gpt2_tokenizer
+from storyladder.corpus.tokenizer import tokenizer_named
 from storyladder.learning.data_parallel import DataParallel
 from storyladder.learning.device_steps import DeviceSteps
 from storyladder.learning.kernels import why_no_kernels
@@ -252,16 +253,16 @@ def _set_threads(run: StageRun, before: int | None, vocabulary: CompactVocabular
 
 
 def _open_data(run: StageRun) -> StageData:
-    folder, model = run.ladder.folder("data"), run.ladder.model
-    tokenizer = gpt2_tokenizer()
+    model, (train_path, val_path) = run.ladder.model, token_files(run.ladder, run.stage)
+    tokenizer = tokenizer_named(run.ladder.tokenizer)
     train, val = (
         open_token_file(
-            folder / name,
+            path,
             tokenizer=tokenizer.fingerprint,
             vocab_size=model.vocab_size,
             at_least=at_least,
         )
-        for name, at_least in ((run.stage.train_file, model.context_length + 1), (run.stage.val_file, 2))
+        for path, at_least in ((train_path, model.context_length + 1), (val_path, 2))
     )
     return StageData(train, val)
 
@@ -272,7 +273,7 @@ def validation_windows(run: StageRun, data: StageData, stage: StageConfig) -> Va
         data.val.ids,
         context_length=run.ladder.model.context_length,
         limit=stage.val_windows,
-        token_bytes_V=gpt2_tokenizer().token_bytes_V,
+        token_bytes_V=tokenizer_named(run.ladder.tokenizer).token_bytes_V,
     )
 
 

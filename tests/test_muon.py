@@ -24,8 +24,8 @@ from storyladder.settings import Ladder, StageConfig
 BuildGPT = Callable[..., GPT]
 STAGE = StageConfig(
     name="tiny",
-    train_file="",
-    val_file="",
+    corpus="tiny",
+    script="train_tiny.py",
     result_file="",
     optimizer="muon",
     max_lr=0.25,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from running import SCRIPTS, refusal, run_script
+from running import PROJECT, SCRIPTS, refusal, run_script
 from test_house import flags_of
 
 from storyladder.command_line import Parser, load_ladder, stage_run
@@ -150,7 +150,7 @@ def test_no_setting_and_no_flag_of_ours_is_hidden_by_a_word_of_others() -> None:
         if field not in _ANSWERS:
             assert answer(f"--{field}", "config.py") == f"set {field} ({FIELDS[field]}) in mine.py"
     with pytest.raises(UserError, match=r"set max_lr \(StageConfig\) in config\.py; see python train_simp\.py --help"):
-        stage_run("simple", "x", ["--lr", "1"])
+        stage_run("simple", "x", ["--lr", "1"], str(PROJECT / "train_simp.py"))
     assert load_ladder(None, "default").config_flag is None
     with pytest.raises(UserError, match="see python"):
         Parser("x").parse(["--lr"])
