@@ -6,7 +6,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 STORY  := Once upon a time, there was a
 
-.PHONY: demo test check mutants faults gpu clean
+.PHONY: demo test test-all check mutants faults gpu clean
 demo: $(VENV)/installed
 	$(PY) prepare_data.py --preset demo --sample
 	$(PY) train_tiny.py --preset demo
@@ -16,6 +16,9 @@ demo: $(VENV)/installed
 	$(PY) generate.py --preset demo --seed 1 --prompt "$(STORY)"
 
 test: $(VENV)/installed-dev
+	$(PY) -m pytest -n auto
+
+test-all: $(VENV)/installed-dev
 	$(PY) -m pytest -n auto
 
 check: $(VENV)/installed-dev

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         run = stage_run("children", __doc__, argv, __file__)
         from model import GPT  # importing torch takes seconds; --help must not wait for it
-        from storyladder.engine import train_stage
+        from storyladder.stage.loop import train_stage
 
         train_stage(run, GPT)
 

@@ -226,19 +226,19 @@ def run_profile(_: Path) -> int:
     """Where a step's time goes: the kernels of ten steps, whole and compact vocabulary."""
     import torch
 
-    from benchmarks.racers import started_work
+    from benchmarks.racers import started_stage
     from benchmarks.workload import moved_to, put_text
     from storyladder.command_line import load_ladder
-    from storyladder.stepping import steps_now
 
     with tempfile.TemporaryDirectory() as folder:
         ladder = moved_to(load_ladder(None, "default"), Path(folder))
         put_text(ladder, None)
         for compact in (True, False):
-            work = started_work(ladder, "cuda", compact=compact)
-            steps_now(work, step=0, n=10)
+            stage = started_stage(ladder, "cuda", compact=compact)
+            while not stage.learner.steps(stage.batches, 0, 10):
+                pass  # getting ready
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-                steps_now(work, step=10, n=10)
+                stage.learner.steps(stage.batches, 10, 10)
                 torch.cuda.synchronize()
             kernels = sorted(profile.key_averages(), key=lambda each: -each.self_device_time_total)
             total = sum(each.self_device_time_total for each in kernels)

@@ -39,31 +39,32 @@ def worker(ladder: Ladder, steps: int) -> None:
 
     from model import GPT
     from storyladder.command_line import StageRun
+    from storyladder.learning.schedule import lr_at
     from storyladder.runtime.distributed import ALONE, joined_group
     from storyladder.runtime.signals import stop_on_signals
-    from storyladder.starting import load_weights, prepare_work
-    from storyladder.stepping import step_now
+    from storyladder.stage.setup import load_start, set_up
 
     with stop_on_signals() as stop, joined_group(stop) as group:
         run = StageRun(ladder=ladder, stage=ladder.stages[0], device="cpu", fresh=True)
-        work = prepare_work(run, GPT, stop, group)
-        load_weights(work, GPT)
+        stage, start = set_up(run, GPT, stop, group)
+        load_start(stage.learner, start)
+        learner = stage.learner
 
         def sum_after_backward() -> None:
-            gradients = [p.grad for p in work.model.parameters() if p.grad is not None]
+            gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
             buffer = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(buffer)
             parts = torch.split(buffer, [gradient.numel() for gradient in gradients])
             torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
         def without_exchange() -> None:
-            batches, parallel = work.batches, work.parallel
-            share: Any = _Share(batches, group.share_of(work.stage.batch_size))
-            work.batches, work.parallel, work.group = share, None, ALONE
-            step_now(work, step=0)
-            work.batches, work.parallel, work.group = batches, parallel, group
+            parallel = learner.parallel
+            batch = learner.read(stage.batches, 0)
+            learner.parallel, learner.group = None, ALONE
+            learner.step(batch, 0, lr_at(0, learner.stage))
+            learner.parallel, learner.group = parallel, group
 
-        actions: dict[str, Callable[[], object]] = {"step": lambda: step_now(work, step=0)}
+        actions: dict[str, Callable[[], object]] = {"step": lambda: learner.steps(stage.batches, 0, 1)}
         if not group.is_alone:
             actions |= {"without exchange": without_exchange, "sum after backward": sum_after_backward}
         seconds: dict[str, list[float]] = {name: [] for name in actions}
@@ -75,17 +76,6 @@ def worker(ladder: Ladder, steps: int) -> None:
                 if turn >= _WARMUPS:
                     seconds[name].append(time.perf_counter() - tick)
         print(json.dumps({"seconds": seconds, "processes": group.world_size, "threads": torch.get_num_threads()}))
-
-
-class _Share:
-    """The batches of one process of a group, for a step that knows of no group."""
-
-    def __init__(self, batches: Any, rows: slice) -> None:
-        self._batches, self._rows = batches, rows
-
-    def batch(self, k: int, _: slice) -> Any:
-        """Inputs and targets of batch k, this process's rows only."""
-        return self._batches.batch(k, self._rows)
 
 
 def turn(processes: int, steps: int, config: list[str]) -> dict[str, Any]:

@@ -17,16 +17,17 @@ from storyladder.command_line import StageRun
 from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import TrainBatches, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
-from storyladder.learning import attention, loss
-from storyladder.learning.device_steps import Way
+from storyladder.layers import attention
+from storyladder.layers.kernels import Part, without_kernels
+from storyladder.learning import loss
+from storyladder.learning.device_steps import StepMode
+from storyladder.learning.schedule import lr_at
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
 from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.machine import GB, peak_memory, pick_device
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder
-from storyladder.stage_files import pack_weights
-from storyladder.starting import Work, load_weights, prepare_work
-from storyladder.stepping import device_steps, step_now, steps_now
+from storyladder.stage.setup import Stage, load_start, set_up
 
 _PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}  # of the square matrices that measure the peak
 _PRODUCT_SECONDS = 0.25  # of products in a turn, at least
@@ -57,9 +58,10 @@ class Contender:
     kind: str  # ours, plain, or products
     number_format: str | None = None  # fp32 or bf16; None: what the product chooses for the machine
     compact: bool = False  # ours: compact vocabulary
-    way: Way | None = None  # ours, on a GPU: how steps run ahead; None: one by one, or as the product chooses
+    mode: StepMode | None = None  # ours, on a GPU: how steps run ahead; None: one by one, or as the product chooses
     one_by_one: bool = False  # ours: never ahead
     without: str | None = None  # ours: a key of WITHOUT
+    kernels_off: tuple[Part, ...] = ()  # ours, on a CPU: parts of the step that use torch operations instead
     compiled: bool = False  # plain: torch.compile
 
 
@@ -120,19 +122,19 @@ class _Trainer:
         return words
 
 
-def started_work(ladder: Ladder, device: str, *, compact: bool, precision: str = "auto") -> Work:
+def started_stage(ladder: Ladder, device: str, *, compact: bool, precision: str = "auto") -> Stage:
     """The first stage as its script starts it, from random weights."""
-    stage = dataclasses.replace(ladder.stages[0], compact_vocabulary=compact)
-    run = StageRun(ladder=ladder, stage=stage, device=device, precision=precision, fresh=True)
-    work = prepare_work(run, GPT, StopRequest(), ALONE)
-    load_weights(work, GPT)
-    return work
+    settings = dataclasses.replace(ladder.stages[0], compact_vocabulary=compact)
+    run = StageRun(ladder=ladder, stage=settings, device=device, precision=precision, fresh=True)
+    stage, start = set_up(run, GPT, StopRequest(), ALONE)
+    load_start(stage.learner, start)
+    return stage
 
 
 def put_start_weights(ladder: Ladder, device: str, path: Path) -> None:
     """The weights that the first stage starts from, as a checkpoint."""
-    work = started_work(ladder, device, compact=True)
-    save_checkpoint(path, {"model": pack_weights(work.model, work.vocabulary)}, keep_previous=False)
+    stage = started_stage(ladder, device, compact=True)
+    save_checkpoint(path, stage.learner.pack(optimizer=False), keep_previous=False)
 
 
 class Ours(_Trainer):
@@ -141,36 +143,41 @@ class Ours(_Trainer):
     def __init__(self, contender: Contender, workload: Workload) -> None:
         super().__init__(workload)
         precision = contender.number_format or "auto"
-        self._work = started_work(workload.ladder, workload.device, compact=contender.compact, precision=precision)
+        started = started_stage(workload.ladder, workload.device, compact=contender.compact, precision=precision)
+        self._learner, self._batches = started.learner, started.batches
         if contender.without is not None:
             WITHOUT[contender.without]()
         self.facts = {
-            "number_format": self._work.precision.name,
-            "rows": self._work.vocabulary.n_rows,
-            "micro_batch": self._work.micro_batch_size,
+            "number_format": self._learner.precision.name,
+            "rows": self._learner.vocabulary.n_rows,
+            "micro_batch": self._learner.micro_batch_size,
         }
-
-        if contender.way is not None:
-            starts = self._work.batches.starts(0)
+        if contender.mode is not None:
             said: list[str] = []
-            self._work.device_steps, found = device_steps(self._work, starts, [contender.way], said.append)
-            if found != contender.way:
-                raise RuntimeError(said[-1])
-        self._one_by_one = contender.one_by_one
+            self._learner.say = said.append
+            if self._learner.prepare_ahead(self._batches, self._batches.starts(0), [contender.mode]) != contender.mode:
+                raise RuntimeError(next(line for line in said if line.startswith("continuing without")))
+        self._one_by_one, self._kernels_off = contender.one_by_one, contender.kernels_off
         if self.device.type == "cuda":  # compile while the others do, not in a turn
             tick = time.perf_counter()
             self.steps(0, 2)
             self.facts["seconds_to_first_steps"] = round(time.perf_counter() - tick, 1)
 
+    def turn(self, number: int) -> Reading:
+        """As for all who train, without the kernels that this contender does without."""
+        with without_kernels(*self._kernels_off):
+            return super().turn(number)
+
     def steps(self, first: int, n: int) -> list[float | torch.Tensor]:
         """Updates of the product, on a GPU many at a time."""
-        if self._one_by_one:
-            return [step_now(self._work, step=number).train_loss for number in range(first, first + n)]
-        losses: list[float | torch.Tensor] = []
+        learner, losses = self._learner, list[float | torch.Tensor]()
         while len(losses) < n:
-            losses += [
-                result.train_loss for result in steps_now(self._work, step=first + len(losses), n=n - len(losses))
-            ]
+            k = first + len(losses)
+            if self._one_by_one:
+                results = [learner.step(learner.read(self._batches, k), k, lr_at(k, learner.stage))]
+            else:
+                results = learner.steps(self._batches, k, n - len(losses))
+            losses += [result.train_loss for result in results]
         return losses
 
 

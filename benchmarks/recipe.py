@@ -67,9 +67,9 @@ def arm_of(
 def curve_of(arm: Ladder, device: str) -> Curve:
     """Train the first stage, or go on with it, and read its evaluations."""
     from model import GPT
-    from storyladder.engine import train_stage
+    from storyladder.results import StageFiles
     from storyladder.runtime.run_log import read_records
-    from storyladder.stage_files import StageFiles
+    from storyladder.stage.loop import train_stage
 
     stage = arm.stages[0]
     train_stage(StageRun(ladder=arm, stage=stage, device=device), GPT)

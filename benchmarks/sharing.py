@@ -61,22 +61,23 @@ class Track:
 
 def build_stepper(track: Track) -> Racer:
     """The product's step, in the process that this is called in."""
-    from benchmarks.racers import started_work
-    from storyladder.stepping import step_now
+    import torch
+
+    from benchmarks.racers import started_stage
 
     stage = dataclasses.replace(track.ladder.stages[0], threads=track.threads)
     ladder = dataclasses.replace(track.ladder, stages=(stage, *track.ladder.stages[1:]))
-    work = started_work(ladder, "cpu", compact=True)
+    started = started_stage(ladder, "cpu", compact=True)
 
     class Stepper:
-        facts: dict[str, Any] = {"threads": work.threads}  # noqa: RUF012
+        facts: dict[str, Any] = {"threads": torch.get_num_threads()}  # noqa: RUF012
         step = 0
 
         def turn(self, number: int) -> dict[str, Any]:
             """Mean seconds of a step."""
             tick, first = time.perf_counter(), self.step
             while self.step < first + track.steps and time.perf_counter() - tick < _LONGEST_TURN:
-                step_now(work, step=self.step)
+                started.learner.steps(started.batches, self.step, 1)
                 self.step += 1
             return {"seconds": (time.perf_counter() - tick) / (self.step - first)}
 

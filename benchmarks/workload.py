@@ -13,10 +13,10 @@ from model import GPT
 from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import TokenFile, TokenWriter, open_token_file
 from storyladder.corpus.tokenizer import EOT, gpt2_tokenizer
+from storyladder.results import plain_settings
 from storyladder.runtime.checkpoint import save_checkpoint
 from storyladder.runtime.errors import DataError
 from storyladder.settings import PROJECT, Ladder, Paths, check
-from storyladder.stage_files import plain_settings
 
 SAMPLE_TYPES = 1_145  # of the bundled stories, which the demo is trained on
 TINYSTORIES_TYPES = 13_312  # the first 8.6 million tokens of TinyStories use 13,232

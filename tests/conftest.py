@@ -35,6 +35,7 @@ MUON: dict[str, Any] = {
     "wpe_lr": 0.005,
     "vector_lr": 0.03,
 }
+pytest.register_assert_rewrite("stages", "steppers")
 BOTH_OPTIMIZERS = pytest.mark.parametrize("changes", [{}, MUON], ids=["adamw", "muon"])
 
 

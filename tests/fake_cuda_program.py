@@ -123,16 +123,8 @@ def ahead(
     """Steps that run ahead."""
     model, optimizer, rest = parts(number_format, compact=compact, n_layer=n_layer, stage=stage)
     with FAKE:
-        return DeviceSteps(
-            model,
-            optimizer,
-            np.zeros(3000, np.uint16),
-            stage=stage,
-            context_length=LADDER.model.context_length,
-            micro_batch_size=micro,
-            device=GPU,
-            **rest,
-        )
+        stepper = step.Stepper(model, optimizer, stage, micro_batch_size=micro, **rest)
+        return DeviceSteps(stepper, np.zeros(3000, np.uint16), LADDER.model.context_length, GPU)
 
 
 def run_ahead(number_format: str, *, compact: bool, micro: int = STAGE.batch_size, stage: StageConfig = STAGE) -> str:
@@ -166,9 +158,8 @@ def stops_at(number_format: str) -> str:
     assert scaler.is_enabled() == (number_format == "fp16")
     with FAKE:
         idx_BT = torch.zeros(STAGE.batch_size, LADDER.model.context_length, dtype=torch.int64, device=GPU)
-        asked: dict[str, Any] = {"stage": STAGE, "step": 0, "lr": 1e-3, "micro_batch_size": 16, "scaler": scaler}
         try:
-            step.train_step(model, optimizer, (idx_BT, idx_BT), **asked, **rest)
+            step.Stepper(model, optimizer, STAGE, micro_batch_size=16, **rest).step((idx_BT, idx_BT), 0, 1e-3)
         except DataDependentOutputException as error:
             frames = traceback.extract_tb(error.__traceback__)
             return next(str(frame.line) for frame in reversed(frames) if frame.filename == step.__file__)

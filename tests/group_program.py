@@ -25,7 +25,7 @@ from model import GPT  # noqa: E402
 from storyladder.learning.data_parallel import DataParallel  # noqa: E402
 from storyladder.learning.device_steps import DeviceSteps  # noqa: E402
 from storyladder.learning.optimizer import build_optimizer  # noqa: E402
-from storyladder.learning.step import train_step  # noqa: E402
+from storyladder.learning.step import Stepper  # noqa: E402
 from storyladder.learning.vocabulary import CompactVocabulary  # noqa: E402
 from storyladder.runtime.distributed import Group, joined_group  # noqa: E402
 from storyladder.runtime.errors import DataError  # noqa: E402
@@ -38,28 +38,28 @@ STAGE = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_f
 MUON = dataclasses.replace(STAGE, optimizer="muon", max_lr=0.02, wte_lr=0.01, wpe_lr=0.01, vector_lr=0.01)
 
 
+def stepper_of(model: GPT, stage: StageConfig, vocabulary: CompactVocabulary, group: Group) -> Stepper:
+    """On micro-batches of one sequence, in torch's engine where there is a group."""
+    stepper = Stepper(
+        model,
+        build_optimizer(model, stage),
+        stage,
+        vocabulary=vocabulary,
+        precision=Precision(torch.float32, "a test wants it", "cpu"),
+        micro_batch_size=1,
+        group=group,
+    )
+    stepper.parallel = None if group.is_alone else DataParallel(model, torch.device("cpu"))
+    return stepper
+
+
 def gradients_of_a_step(group: Group) -> dict[str, torch.Tensor]:
     """Loss and gradients in fp64 of a step with four sequences, dropout, and 11 token types that share a row."""
     torch.manual_seed(1)
     vocabulary = CompactVocabulary(torch.arange(40) < 29)
     model = GPT(ModelConfig(**{**vars(MODEL), "vocab_size": vocabulary.n_rows})).double()
     ids = torch.randint(29, (4, 13), generator=torch.Generator().manual_seed(1))[group.share_of(4)]
-    precision = Precision(torch.float32, "a test wants it", "cpu")
-    parallel = None if group.is_alone else DataParallel(model, torch.device("cpu"))
-    result = train_step(
-        model,
-        build_optimizer(model, STAGE),
-        (ids[:, :-1], ids[:, 1:]),
-        stage=STAGE,
-        step=5,
-        lr=1e-3,
-        micro_batch_size=1,
-        precision=precision,
-        scaler=precision.scaler(),
-        vocabulary=vocabulary,
-        group=group,
-        parallel=parallel,
-    )
+    result = stepper_of(model, STAGE, vocabulary, group).step((ids[:, :-1], ids[:, 1:]), 5, 1e-3)
     found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     return {**found, "loss": torch.tensor(result.train_loss), "norm": torch.tensor(result.grad_norm)}
 
@@ -68,48 +68,21 @@ def weights_moved_by_muon(group: Group) -> dict[str, torch.Tensor]:
     """Weights in fp64 after two steps of Muon with four sequences."""
     torch.manual_seed(2)
     model = GPT(dataclasses.replace(MODEL, dropout=0.0)).double()
-    optimizer = build_optimizer(model, MUON)
-    precision = Precision(torch.float32, "a test wants it", "cpu")
-    vocabulary = CompactVocabulary(torch.ones(40, dtype=torch.bool))
-    parallel = None if group.is_alone else DataParallel(model, torch.device("cpu"))
+    stepper = stepper_of(model, MUON, CompactVocabulary(torch.ones(40, dtype=torch.bool)), group)
     for step in range(2):
         ids = torch.randint(40, (4, 13), generator=torch.Generator().manual_seed(step))[group.share_of(4)]
-        train_step(
-            model,
-            optimizer,
-            (ids[:, :-1], ids[:, 1:]),
-            stage=MUON,
-            step=step,
-            lr=0.02,
-            micro_batch_size=1,
-            precision=precision,
-            scaler=precision.scaler(),
-            vocabulary=vocabulary,
-            group=group,
-            parallel=parallel,
-        )
+        stepper.step((ids[:, :-1], ids[:, 1:]), step, 0.02)
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
 def weights_of_steps_ahead(group: Group) -> dict[str, torch.Tensor]:
     """Weights after three steps ahead as on a GPU, with four sequences in micro-batches of one, and the losses."""
     torch.manual_seed(3)
-    model, device = GPT(dataclasses.replace(MODEL, dropout=0.0)), torch.device("cpu")
+    model = GPT(dataclasses.replace(MODEL, dropout=0.0))
     stage = dataclasses.replace(STAGE, batch_size=4)
     ids = np.random.default_rng(0).integers(0, 40, 400).astype(np.uint16)
-    steps = DeviceSteps(
-        model,
-        build_optimizer(model, stage),
-        ids,
-        stage=stage,
-        context_length=12,
-        micro_batch_size=1,
-        precision=Precision(torch.float32, "a test wants it", "cpu"),
-        vocabulary=CompactVocabulary(torch.ones(40, dtype=torch.bool)),
-        device=device,
-        group=group,
-        parallel=None if group.is_alone else DataParallel(model, device),
-    )
+    stepper = stepper_of(model, stage, CompactVocabulary(torch.ones(40, dtype=torch.bool)), group)
+    steps = DeviceSteps(stepper, ids, 12, torch.device("cpu"))
     starts = list(np.random.default_rng(1).integers(0, 380, (3, 4)))
     results = steps.take(0, starts, [1e-3] * 3)
     found = {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -25,9 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from model import GPT  # noqa: E402
 from storyladder.command_line import StageRun, load_ladder  # noqa: E402
-from storyladder.engine import train_stage  # noqa: E402
 from storyladder.runtime.errors import UserError  # noqa: E402
 from storyladder.settings import DEFAULT_PRESET, ModelConfig  # noqa: E402
+from storyladder.stage.loop import train_stage  # noqa: E402
 
 RANK = int(os.environ["RANK"])
 IsTooBig = Callable[[str, Sequence[Any]], bool]

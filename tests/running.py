@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -13,6 +15,24 @@ PROJECT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
 PRECISION = "auto"  # of every stage that a test runs, here or in another process: pytest --precision
 SCRIPTS = ("prepare_data.py", "train_tiny.py", "train_children.py", "train_simp.py", "generate.py")
+TOY_CONFIG = """
+from dataclasses import replace
+from config import CHILDREN, SIMPLE, TINY
+from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths
+
+TOY = dict(max_steps={steps}, batch_size=4, max_lr=5e-3, min_lr=5e-4, warmup_steps=2, eval_interval=4, save_interval=3)
+TINY = replace(TINY, **TOY)
+CHILDREN = replace(CHILDREN, **TOY, patience=3)
+SIMPLE = replace(SIMPLE, **TOY, patience=3)
+LADDER = Ladder(
+    model=ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=32, dropout=0.1),
+    stages=(TINY, CHILDREN, SIMPLE),
+    corpus=CorpusConfig(sample_stories=120, val_percent=10.0),
+    generate=GenerateConfig(max_new_tokens=20),
+    paths=Paths(root={root!r}),
+)
+PRESETS = (LADDER,)
+"""
 
 
 def command(script: str, *flags: object) -> list[str]:
@@ -62,3 +82,11 @@ def edited_config(folder: Path, *lines: str) -> Path:
     text = (PROJECT / "config.py").read_text(encoding="utf-8")
     path.write_text(text + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+@cache
+def flags_of(script: str) -> frozenset[str]:
+    """What a command's --help names."""
+    done = run_script(script, "--help")
+    assert done.returncode == 0, done.stderr
+    return frozenset(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", done.stdout.partition("\noptions:\n")[2]))

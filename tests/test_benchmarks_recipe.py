@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import MUON
 from running import refusal, run_script
-from test_engine import with_stage
+from stages import with_stage
 
 from benchmarks.recipe import Point, arm_of, losses_table, plain_lines, table, when
 from storyladder.command_line import load_ladder

@@ -21,23 +21,22 @@ import numpy as np
 import pytest
 import torch
 from running import PROJECT, command
-from test_engine import assert_equal, elsewhere, plain_state, with_stage
+from stages import assert_equal, elsewhere, files_of, plain_state, with_stage
 
 from model import GPT
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import ValidationWindows
 from storyladder.corpus.tokenizer import gpt2_tokenizer
-from storyladder.engine import train_stage
-from storyladder.learning.device_steps import WAYS, DeviceSteps, Way
+from storyladder.learning.device_steps import MODES, DeviceSteps, StepMode
+from storyladder.learning.evaluation import evaluate
 from storyladder.learning.optimizer import build_optimizer
-from storyladder.learning.step import StepResult, train_step
+from storyladder.learning.step import Stepper, StepResult
 from storyladder.learning.vocabulary import CompactVocabulary
-from storyladder.measuring.evaluation import evaluate
 from storyladder.runtime.errors import Interrupted
 from storyladder.runtime.machine import Precision
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import GenerateConfig, Ladder, ModelConfig, StageConfig
-from storyladder.stage_files import StageFiles
+from storyladder.stage.loop import train_stage
 from storyladder.telling.story import story_tokens
 
 pytestmark = [
@@ -77,22 +76,22 @@ def starts() -> list[Any]:
     return list(np.random.default_rng(1).integers(0, len(IDS) - 65, (len(LRS), STAGE.batch_size)))
 
 
-def ahead(model: GPT, **changes: Any) -> DeviceSteps:
+def stepper_of(model: GPT, **changes: Any) -> Stepper:
     asked: dict[str, Any] = {"micro_batch_size": 8, "precision": precision_of("fp32"), "vocabulary": vocabulary(False)}
-    optimizer = build_optimizer(model, STAGE)
-    return DeviceSteps(model, optimizer, IDS, stage=STAGE, context_length=64, device=GPU, **asked | changes)
+    return Stepper(model, build_optimizer(model, STAGE), STAGE, **asked | changes)
+
+
+def ahead(model: GPT, **changes: Any) -> DeviceSteps:
+    return DeviceSteps(stepper_of(model, **changes), IDS, 64, GPU)
 
 
 def single_steps(model: GPT, **changes: Any) -> list[StepResult]:
     """The same updates by the plain step, one by one."""
-    asked: dict[str, Any] = {"micro_batch_size": 8, "precision": precision_of("fp32"), "vocabulary": vocabulary(False)}
-    asked |= changes
-    optimizer, scaler = build_optimizer(model, STAGE), asked["precision"].scaler()
-    results = []
+    stepper, results = stepper_of(model, **changes), []
     for step, (places, lr) in enumerate(zip(starts(), LRS, strict=True)):
         windows = torch.from_numpy(IDS[places[:, None] + np.arange(65)].astype(np.int64)).to(GPU)
         batch = windows[:, :-1], windows[:, 1:]
-        results.append(train_step(model, optimizer, batch, stage=STAGE, step=step, lr=lr, scaler=scaler, **asked))
+        results.append(stepper.step(batch, step, lr))
     return results
 
 
@@ -104,13 +103,13 @@ def assert_near(found: list[StepResult], expected: list[StepResult], tolerance: 
 
 
 @pytest.mark.parametrize("compact", [False, True])
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.words)
-def test_steps_ahead_equal_single_steps(way: Way, compact: bool) -> None:
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.description)
+def test_steps_ahead_equal_single_steps(mode: StepMode, compact: bool) -> None:
     words = vocabulary(compact)
     model = built(vocab_size=words.n_rows)
     expected = single_steps(copy.deepcopy(model), vocabulary=words)
     steps = ahead(model, vocabulary=words)
-    steps.speed_up(way, starts()[0])
+    steps.speed_up(mode, starts()[0])
     assert_near(steps.take(0, starts()[:4], LRS[:4]) + steps.take(4, starts()[4:], LRS[4:]), expected, 1e-4)
 
 
@@ -119,7 +118,7 @@ def test_replaying_a_graph_draws_and_computes_what_the_step_outside_it_does(numb
     precision = precision_of(number_format)
     one, other = built(dropout=0.2), built(dropout=0.2)
     captured = ahead(one, precision=precision)
-    captured.speed_up(Way(compiled=False, graph=True), starts()[0])
+    captured.speed_up(StepMode(compiled=False, graph=True), starts()[0])
     found, expected = (steps.take(3, starts(), LRS) for steps in (captured, ahead(other, precision=precision)))
     assert_near(found, expected, NEAR[number_format] / 10)
 
@@ -158,7 +157,7 @@ def interrupting(at: int) -> Callable[[ModelConfig], GPT]:
 
 
 def losses(ladder: Ladder) -> list[tuple[str, int, float]]:
-    records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    records = read_records(files_of(ladder).record)
     return [
         (r["event"], r["step"], r.get("train_loss", r.get("val_loss")))
         for r in records
@@ -176,10 +175,10 @@ def gpu_ladder(toy_data: Ladder) -> Ladder:
 def test_interrupted_and_resumed_on_the_gpu_is_bit_for_bit_the_same(
     gpu_ladder: Ladder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: bool
 ) -> None:
-    from storyladder import stepping
+    from storyladder.stage import setup
 
     if long:
-        monkeypatch.setattr(stepping, "_STEPS_TO_COMPILE_FOR", 1)
+        monkeypatch.setattr(setup, "_STEPS_TO_COMPILE_FOR", 1)
     whole, parts = elsewhere(gpu_ladder, tmp_path, "whole"), elsewhere(gpu_ladder, tmp_path, "parts")
     train_stage(stage_on("cuda", whole), GPT)
     for evaluation in (2, 1):
@@ -187,7 +186,7 @@ def test_interrupted_and_resumed_on_the_gpu_is_bit_for_bit_the_same(
             train_stage(stage_on("cuda", parts), interrupting(evaluation))
     train_stage(stage_on("cuda", parts), GPT)
     assert losses(parts) == losses(whole)
-    results = [StageFiles.of(ladder, ladder.stage("tiny")).result for ladder in (whole, parts)]
+    results = [files_of(ladder).result for ladder in (whole, parts)]
     assert_equal(*(plain_state(path)["model"] for path in results))
 
 
@@ -223,7 +222,7 @@ def test_memory_that_really_runs_out_halves_the_micro_batch(
     )
     write_toy_tokens(ladder.folder("data") / "train.bin", n_tokens=40_000)
     train_stage(stage_on("cuda", ladder), GPT)
-    records = read_records(StageFiles.of(ladder, ladder.stage("tiny")).record)
+    records = read_records(files_of(ladder).record)
     sizes = [record["micro_batch_size"] for record in records if record["event"] == "out of memory"]
     assert sizes and sizes[0] == 32 and len(losses(ladder)) >= 4, capsys.readouterr().out
 
@@ -242,7 +241,7 @@ def test_a_signal_in_a_run_of_graphs_saves_and_leaves_within_ten_seconds(gpu_lad
         said = []
         for line in process.stdout:
             said.append(line)
-            if "at a time on the GPU" in line:
+            if "at a time run on the GPU" in line:
                 break
         time.sleep(5)
         tick = time.monotonic()

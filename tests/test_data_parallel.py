@@ -5,17 +5,17 @@ Here the group is this process alone; tests/test_distributed.py has real ones.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-from test_step import FP32, PLAIN, some_batch
+from steppers import some_batch, stepper_of
 
 from model import GPT
 from storyladder.learning.data_parallel import DataParallel
-from storyladder.learning.step import accumulate_gradients
 from storyladder.runtime.distributed import Group
 from storyladder.runtime.errors import OutOfMemory, PeerLost
 
@@ -32,8 +32,9 @@ def _group_of_one() -> Iterator[None]:
 
 def gradients(model: GPT, parallel: DataParallel | None, **changes: Any) -> list[torch.Tensor]:
     model.zero_grad(set_to_none=False)
-    asked: dict[str, Any] = {"micro_batch_size": 1, "seed": (7, 0), "precision": FP32, "scaler": FP32.scaler()}
-    accumulate_gradients(model, some_batch(), vocabulary=PLAIN, parallel=parallel, **asked | changes)
+    stepper = stepper_of(model, **{"micro_batch_size": 1} | changes)
+    stepper.parallel = parallel
+    stepper.accumulate_gradients(some_batch(), 0)
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
@@ -69,12 +70,15 @@ def test_only_the_last_backward_lies_outside_the_agreement(small_gpt: BuildGPT) 
     parallel = DataParallel(model, torch.device("cpu"))
     model.transformer["wpe"].weight.register_hook(lambda _: done.append("backward"))
 
-    def agree(action: Callable[[], torch.Tensor]) -> torch.Tensor:
-        loss = action()
-        done.append("agreed")
-        return loss
+    class Agreeing(Group):
+        """A group that notes its agreements."""
 
-    gradients(model, parallel, agree=agree)
+        @contextlib.contextmanager
+        def agreement(self) -> Iterator[None]:
+            yield
+            done.append("agreed")
+
+    gradients(model, parallel, group=Agreeing())
     assert done == ["backward"] * 3 + ["agreed", "backward"]
 
 

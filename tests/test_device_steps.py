@@ -18,41 +18,42 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_distributed import assert_same_curve
-from test_engine import MICROS, elsewhere, poisoned, run_of, with_stage
-from test_step import FP32, PLAIN, STAGE, STAGES, everything
+from stages import MICROS, assert_same_curve, elsewhere, files_of, poisoned, run_of, with_stage
+from steppers import FP32, PLAIN, STAGE, STAGES, everything
 from torch import Tensor
-from torch.nn import functional as F
 
 from model import GPT
-from storyladder import engine, stepping
-from storyladder.engine import train_stage
-from storyladder.learning import attention, device_steps, loss
-from storyladder.learning.attention import causal_attention
-from storyladder.learning.device_steps import MOST_STEPS, WAYS, DeviceSteps, Way, quickest
+from storyladder.learning import device_steps, learner, loss
+from storyladder.learning.device_steps import MODES, MOST_STEPS, DeviceSteps, StepMode, first_working
+from storyladder.learning.learner import Learner
 from storyladder.learning.loss import entropy_, fused_entropy_, next_token_loss
 from storyladder.learning.optimizer import build_optimizer
-from storyladder.learning.step import train_step
+from storyladder.learning.step import Stepper
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, StageConfig
-from storyladder.stage_files import StageFiles
+from storyladder.stage import loop
+from storyladder.stage.loop import train_stage
+from storyladder.stage.pace import Pace
 
 BuildGPT = Callable[..., GPT]
 IDS = np.random.default_rng(0).integers(0, 39, 400).astype(np.uint16)  # 39 is a mark that a test sets
 T, ROWS = 12, 4
 LRS = [2**-10, 2**-9, 2**-8, 2**-10, 2**-11]  # exact in float32, in which the device keeps them
-COMPILED = Way(compiled=True, graph=False)
+COMPILED = StepMode(compiled=True, graph=False)
 
 
 def some_starts(n: int = len(LRS)) -> list[Any]:
     return list(np.random.default_rng(1).integers(0, len(IDS) - T - 1, (n, ROWS)))
 
 
+def stepper_of(model: GPT, optimizer: torch.optim.Optimizer, **changes: Any) -> Stepper:
+    asked: dict[str, Any] = {"micro_batch_size": ROWS, "precision": FP32, "vocabulary": PLAIN}
+    return Stepper(model, optimizer, replace(STAGE, batch_size=ROWS), **asked | changes)
+
+
 def steps_of(model: GPT, optimizer: torch.optim.Optimizer, ids: Any = IDS, **changes: Any) -> DeviceSteps:
-    asked: dict[str, Any] = {"context_length": T, "micro_batch_size": ROWS, "precision": FP32, "vocabulary": PLAIN}
-    stage = replace(STAGE, batch_size=ROWS)
-    return DeviceSteps(model, optimizer, ids, stage=stage, device=torch.device("cpu"), **asked | changes)
+    return DeviceSteps(stepper_of(model, optimizer, **changes), ids, T, torch.device("cpu"))
 
 
 def windows(starts: Any, ids: Any = IDS) -> tuple[Tensor, Tensor]:
@@ -66,11 +67,9 @@ def single_steps(
     """The same updates, one by one, from a copy of the model."""
     model = copy.deepcopy(model)
     optimizer = build_optimizer(model, stage)
-    asked: dict[str, Any] = {"micro_batch_size": ROWS, "precision": FP32, "vocabulary": PLAIN} | changes
+    stepper = stepper_of(model, optimizer, **changes)
     results = [
-        train_step(
-            model, optimizer, windows(starts, ids), stage=STAGE, step=first + k, lr=lr, scaler=FP32.scaler(), **asked
-        )
+        stepper.step(windows(starts, ids), first + k, lr)
         for k, (starts, lr) in enumerate(zip(some_starts(), LRS, strict=True))
     ]
     return results, everything(model, optimizer)
@@ -152,27 +151,8 @@ def test_single_steps_may_follow_and_go_on_from_there(small_gpt: BuildGPT, stage
     optimizer = build_optimizer(model, stage)
     results = steps_of(model, optimizer).take(0, some_starts()[:3], LRS[:3])
     for k in (3, 4):
-        asked: dict[str, Any] = {"precision": FP32, "scaler": FP32.scaler(), "vocabulary": PLAIN}
-        batch = windows(some_starts()[k])
-        results.append(
-            train_step(model, optimizer, batch, stage=STAGE, step=k, lr=LRS[k], micro_batch_size=ROWS, **asked)
-        )
+        results.append(stepper_of(model, optimizer).step(windows(some_starts()[k]), k, LRS[k]))
     assert_same((results, everything(model, optimizer)), expected)
-
-
-@STAGES
-def test_another_optimizer_state_or_micro_batch_needs_other_steps(small_gpt: BuildGPT, stage: StageConfig) -> None:
-    model = small_gpt()
-    optimizer = build_optimizer(model, stage)
-    steps = steps_of(model, optimizer)
-    assert steps.is_for(optimizer, ROWS)
-    steps.take(0, some_starts(), LRS)
-    assert steps.is_for(optimizer, ROWS)
-    assert not steps.is_for(optimizer, 2) and not steps.is_for(build_optimizer(model, STAGE), ROWS)
-    state = optimizer.state[model.get_parameter("transformer.h.0.mlp.c_fc.weight")]
-    moment = "exp_avg" if "exp_avg" in state else "momentum"
-    state[moment] = state[moment].clone()
-    assert not steps.is_for(optimizer, ROWS)
 
 
 # --- compiling, and machines where it does not work -------------------------------------------------------------------
@@ -194,7 +174,7 @@ def test_speeding_up_leaves_weights_and_optimizer_and_the_numbers_as_they_were(
     optimizer = build_optimizer(model, stage)
     steps = steps_of(model, optimizer)
     before = everything(model, optimizer)
-    assert quickest(steps, some_starts()[0], [COMPILED], pytest.fail) == COMPILED
+    assert first_working(steps, some_starts()[0], [COMPILED], pytest.fail) == COMPILED
     assert steps._hidden is not model.hidden
     for name, tensor in everything(model, optimizer).items():
         assert torch.equal(tensor, before[name]), name
@@ -209,8 +189,8 @@ def test_wrong_numbers_of_a_compiler_are_noticed_and_done_without(
     expected = single_steps(model)
     optimizer = build_optimizer(model, STAGE)
     steps, said = steps_of(model, optimizer), list[str]()
-    assert quickest(steps, some_starts()[0], [COMPILED], said.append) == WAYS[-1]
-    assert len(said) == 1 and said[0].startswith("going on without compiled: the numbers became loss ")
+    assert first_working(steps, some_starts()[0], [COMPILED], said.append) == MODES[-1]
+    assert len(said) == 1 and said[0].startswith("continuing without compiled: the numbers became loss ")
     assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
 
 
@@ -225,10 +205,10 @@ def test_without_compiler_and_graphs_each_is_said_in_a_line_and_training_goes_on
     expected = single_steps(model)
     optimizer = build_optimizer(model, STAGE)
     steps, said = steps_of(model, optimizer), list[str]()
-    assert quickest(steps, some_starts()[0], WAYS, said.append) == WAYS[-1]
-    assert said[0] == "going on without compiled + CUDA graph: no Triton here"
-    assert len(said) == 3 and said[1].startswith("going on without CUDA graph: ")  # there is none on a CPU
-    assert said[2] == "going on without compiled: no Triton here"
+    assert first_working(steps, some_starts()[0], MODES, said.append) == MODES[-1]
+    assert said[0] == "continuing without compiled + CUDA graph: no Triton here"
+    assert len(said) == 3 and said[1].startswith("continuing without CUDA graph: ")  # there is none on a CPU
+    assert said[2] == "continuing without compiled: no Triton here"
     assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
 
 
@@ -241,7 +221,7 @@ def test_memory_that_runs_out_on_the_way_is_for_the_caller(
     monkeypatch.setattr(torch, "compile", hungry)
     model = small_gpt()
     with pytest.raises(torch.OutOfMemoryError):
-        quickest(steps_of(model, build_optimizer(model, STAGE)), some_starts()[0], WAYS, pytest.fail)
+        first_working(steps_of(model, build_optimizer(model, STAGE)), some_starts()[0], MODES, pytest.fail)
 
 
 # --- CUDA graphs, with a stand-in for the driver ----------------------------------------------------------------------
@@ -307,7 +287,7 @@ class Driver:
         self.note("generator", state)
 
 
-GRAPH = Way(compiled=False, graph=True)
+GRAPH = StepMode(compiled=False, graph=True)
 
 
 def test_a_captured_step_is_replayed_from_the_weights_that_were_there(
@@ -318,7 +298,7 @@ def test_a_captured_step_is_replayed_from_the_weights_that_were_there(
     optimizer = build_optimizer(model, STAGE)
     steps = steps_of(model, optimizer)
     driver.install(monkeypatch, steps)
-    assert quickest(steps, some_starts()[0], [GRAPH], pytest.fail) == GRAPH
+    assert first_working(steps, some_starts()[0], [GRAPH], pytest.fail) == GRAPH
     assert driver.streams == ["default"] and driver.done == ["waited", "waited"]
     assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
 
@@ -327,8 +307,8 @@ def test_a_graph_that_runs_nothing_is_noticed(small_gpt: BuildGPT, monkeypatch: 
     model, driver, said = small_gpt(), Driver(empty=True), list[str]()
     steps = steps_of(model, build_optimizer(model, STAGE))
     driver.install(monkeypatch, steps)
-    assert quickest(steps, some_starts()[0], [GRAPH], said.append) == WAYS[-1]
-    assert said[0].startswith("going on without CUDA graph: the numbers became loss nan, norm nan, ")
+    assert first_working(steps, some_starts()[0], [GRAPH], said.append) == MODES[-1]
+    assert said[0].startswith("continuing without CUDA graph: the numbers became loss nan, norm nan, ")
 
 
 def test_a_step_that_learns_nothing_is_noticed_though_its_losses_are_right(
@@ -346,7 +326,7 @@ def test_a_step_that_learns_nothing_is_noticed_though_its_losses_are_right(
             torch._foreach_copy_(list(model.parameters()), kept)
 
     driver.step = idle
-    assert quickest(steps, some_starts()[0], [GRAPH], said.append) == WAYS[-1]
+    assert first_working(steps, some_starts()[0], [GRAPH], said.append) == MODES[-1]
     assert "update 0 and not" in said[0]
 
 
@@ -356,8 +336,8 @@ def test_after_a_capture_that_breaks_torch_is_as_before(small_gpt: BuildGPT, mon
     optimizer = build_optimizer(model, STAGE)
     steps = steps_of(model, optimizer)
     driver.install(monkeypatch, steps)
-    assert quickest(steps, some_starts()[0], [GRAPH], said.append) == WAYS[-1]
-    assert said == ["going on without CUDA graph: operation failed due to a previous error during capture"]
+    assert first_working(steps, some_starts()[0], [GRAPH], said.append) == MODES[-1]
+    assert said == ["continuing without CUDA graph: operation failed due to a previous error during capture"]
     ended = ["_cuda_endAllocateToPool 0 (0, 7)", "_cuda_releasePool 0 (0, 7)", "generator fresh"]
     assert driver.streams == ["default"] and driver.done[2:] == ended
     assert optimizer.found_inf is None  # type: ignore[attr-defined]
@@ -369,7 +349,7 @@ def test_compiling_is_kept_where_only_graphs_do_not_work(small_gpt: BuildGPT, mo
     model, driver, said = small_gpt(), Driver(breaks=True), list[str]()
     steps = steps_of(model, build_optimizer(model, STAGE))
     driver.install(monkeypatch, steps)
-    assert quickest(steps, some_starts()[0], WAYS, said.append) == COMPILED and len(said) == 2
+    assert first_working(steps, some_starts()[0], MODES, said.append) == COMPILED and len(said) == 2
 
 
 def test_what_a_compiler_says_first_is_not_what_it_says(small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,8 +358,8 @@ def test_what_a_compiler_says_first_is_not_what_it_says(small_gpt: BuildGPT, mon
 
     monkeypatch.setattr(torch, "compile", broken)
     model, said = small_gpt(), list[str]()
-    quickest(steps_of(model, build_optimizer(model, STAGE)), some_starts()[0], [COMPILED], said.append)
-    assert said == ["going on without compiled: TritonMissing: no working triton"]
+    first_working(steps_of(model, build_optimizer(model, STAGE)), some_starts()[0], [COMPILED], said.append)
+    assert said == ["continuing without compiled: TritonMissing: no working triton"]
 
 
 def test_other_draws_of_dropout_are_no_other_numbers(small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +368,7 @@ def test_other_draws_of_dropout_are_no_other_numbers(small_gpt: BuildGPT, monkey
     steps = steps_of(model, build_optimizer(model, STAGE))
     real, other = torch.manual_seed, iter(range(1000))
     monkeypatch.setattr(torch, "manual_seed", lambda _: real(next(other)))  # as a compiler, which has draws of its own
-    assert quickest(steps, some_starts()[0], [COMPILED], pytest.fail) == COMPILED
+    assert first_working(steps, some_starts()[0], [COMPILED], pytest.fail) == COMPILED
 
 
 # --- what GPUs get: the fused form, padded widths ---------------------------------------------------------------------
@@ -420,29 +400,13 @@ def test_a_padded_vocabulary_is_the_same_loss(monkeypatch: pytest.MonkeyPatch) -
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_padded_heads_are_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    qkv = torch.randn(2, 9, 3 * 2 * 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    plain = causal_attention(qkv, 2)
-    widths: list[int] = []
-    real = F.scaled_dot_product_attention
-
-    def watched(q: Tensor, *rest: Any, **named: Any) -> Tensor:
-        widths.append(q.size(-1))
-        return real(q, *rest, **named)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    monkeypatch.setitem(attention._WIDTHS, "cpu", 8)
-    torch.testing.assert_close(causal_attention(qkv, 2), plain, rtol=0, atol=1e-12)
-    assert widths == [8]
-
-
 # --- whole stages -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the machine is, steps run ahead as far as nothing else is due."""
-    monkeypatch.setattr(engine, "_SECONDS_WITHOUT_LOOKING", 1e9)
+    monkeypatch.setattr(loop, "_SECONDS_WITHOUT_LOOKING", 1e9)
 
 
 @pytest.mark.usefixtures("no_pauses")
@@ -453,17 +417,17 @@ def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
     ladder = replace(ladder, model=replace(ladder.model, dropout=0.0))  # which draws once a step, not a micro-batch
     single, ahead = elsewhere(ladder, tmp_path, "single"), elsewhere(ladder, tmp_path, "ahead")
     train_stage(run_of(single), GPT)
-    monkeypatch.setattr(stepping, "_may_run_ahead", lambda work: True)
-    monkeypatch.setattr(stepping, "quickest", lambda *rest: [time.sleep(2), quickest(*rest)][1])
+    monkeypatch.setattr(Learner, "_may_run_ahead", lambda *_: True)
+    monkeypatch.setattr(learner, "first_working", lambda *rest: [time.sleep(2), first_working(*rest)][1])
     blocks: list[int] = []
     take = DeviceSteps.take
     monkeypatch.setattr(DeviceSteps, "take", lambda self, *rest: [blocks.append(len(rest[1])), take(self, *rest)][1])
     train_stage(run_of(ahead), GPT)
-    assert "at a time on the GPU: plain operations" in capsys.readouterr().out
+    assert "at a time run on the GPU: plain operations" in capsys.readouterr().err
     assert max(blocks) > 2 and max(blocks) <= MOST_STEPS
 
     assert_same_curve(single, ahead)
-    records = read_records(StageFiles.of(ahead, ahead.stage("tiny")).record)
+    records = read_records(files_of(ahead).record)
     *_, last = (record for record in records if record["event"] == "train")
     stage = ahead.stage("tiny")
     seconds = stage.max_steps * ahead.tokens_per_step(stage) / last["tokens_per_s"]
@@ -480,8 +444,8 @@ def test_steps_that_ran_ahead_beyond_a_rollback_are_forgotten(
     single, ahead = elsewhere(ladder, tmp_path, "single"), elsewhere(ladder, tmp_path, "ahead")
     bad = range(MICROS * 3 + 1, MICROS * 23 + 1)
     train_stage(run_of(single), poisoned(*bad))
-    monkeypatch.setattr(stepping, "_may_run_ahead", lambda work: True)
-    monkeypatch.setattr(stepping, "WAYS", WAYS[-1:])  # which needs no rehearsal
+    monkeypatch.setattr(Learner, "_may_run_ahead", lambda *_: True)
+    monkeypatch.setattr(learner, "MODES", MODES[-1:])  # which needs no rehearsal
     blocks: list[int] = []
     take = DeviceSteps.take
     monkeypatch.setattr(DeviceSteps, "take", lambda self, *rest: [blocks.append(len(rest[1])), take(self, *rest)][1])
@@ -491,16 +455,10 @@ def test_steps_that_ran_ahead_beyond_a_rollback_are_forgotten(
 
 
 def test_slow_steps_are_taken_few_at_a_time() -> None:
-    class At:
-        """A place in a stage."""
+    stage = STAGE.__class__(**{**vars(STAGE), "max_steps": 500, "eval_interval": 200})
 
-        def __init__(self, step: int, steps_here: int, seconds_here: float) -> None:
-            self.state = type("State", (), {"step": step})
-            self.stage = STAGE.__class__(**{**vars(STAGE), "max_steps": 500, "eval_interval": 200})
-            self.steps_here, self.seconds_here = steps_here, seconds_here
-
-    def ahead(*place: float) -> int:
-        return engine._steps_until_a_pause(At(*place))  # type: ignore[arg-type]
+    def ahead(step: int, steps: int, seconds: float) -> int:
+        return loop.steps_until_a_pause(step, stage, Pace(steps=steps, seconds=seconds))
 
     assert ahead(0, 0, 0.0) == 2
     assert ahead(10, 10, 0.01) == 190 and ahead(199, 199, 0.1) == 1 and ahead(450, 450, 0.1) == 50

@@ -11,27 +11,23 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from group_program import gradients_of_a_step, weights_moved_by_muon, weights_of_steps_ahead
-from rounding import assert_same_losses, norm_tolerance
 from running import ENVIRONMENT, PROJECT, precision_flags
-from test_engine import elsewhere, interrupt_in_step, run_of, with_stage
+from stages import assert_same_curve, elsewhere, files_of, interrupt_in_step, run_of, with_stage
 
 from model import GPT
 from storyladder.corpus.token_file import TrainBatches, ValidationWindows
-from storyladder.engine import train_stage
 from storyladder.runtime.checkpoint import read_checkpoint
 from storyladder.runtime.distributed import ALONE, Group, own_device
-from storyladder.runtime.errors import SettingsError, UserError
+from storyladder.runtime.errors import DataError, PeerLost, UserError
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder
-from storyladder.stage_files import StageFiles
-from storyladder.starting import check_shares
+from storyladder.stage.loop import train_stage
 
 _PATIENCE = 300  # seconds that a busy machine with one core may need
 
@@ -76,38 +72,6 @@ def train(ladder: Ladder, *flags: object) -> list[str]:
     config = Path(ladder.paths.root) / "toy_config.py"
     config.write_text(f"from storyladder.settings import *\nPRESETS = ({ladder!r},)\n", encoding="utf-8")
     return torchrun("train_tiny.py", "--config", config, "--device", "cpu", *flags, *precision_flags("train_tiny.py"))
-
-
-def files_of(ladder: Ladder) -> StageFiles:
-    return StageFiles.of(ladder, ladder.stage("tiny"))
-
-
-def curve(ladder: Ladder) -> dict[str, list[float]]:
-    """Every measured loss and gradient norm, in order."""
-    records = read_records(files_of(ladder).record)
-    trained = [record for record in records if record["event"] == "train"]
-    evaluated = [record for record in records if record["event"] == "evaluation"]
-    return {
-        "steps": [record["step"] for record in (*trained, *evaluated)],
-        "train_loss": [record["train_loss"] for record in trained],
-        "val_loss": [record["val_loss"] for record in evaluated],
-        "grad_norm": [record["grad_norm"] for record in trained],
-    }
-
-
-def assert_same_curve(one: Ladder, other: Ladder) -> None:
-    """Equal but for rounding in the precision that is recorded."""
-    (precision,) = {
-        record["precision"]
-        for ladder in (one, other)
-        for record in read_records(files_of(ladder).record)
-        if record["event"] == "start"
-    }
-    ours, theirs = curve(one), curve(other)
-    assert ours["steps"] == theirs["steps"]
-    for name in ("train_loss", "val_loss"):
-        assert_same_losses(ours[name], theirs[name], precision)
-    assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=norm_tolerance(precision))
 
 
 # --- whole stages -----------------------------------------------------------------------------------------------------
@@ -263,6 +227,73 @@ def test_only_the_first_is_heard_and_it_notices_at_once_that_the_other_is_dead(g
     assert json.loads(lost)["seconds"] < 20
 
 
+# --- agreements, with a stand-in for the other process ----------------------------------------------------------------
+
+OUT_OF_MEMORY, INTERRUPTED, USER_ERROR = 1, 2, 3
+
+
+@pytest.fixture
+def the_other(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the other of two processes brings into an agreement: how it ended, who speaks, two numbers for signals."""
+    brings = [0, 0, 0, 0]
+
+    def all_reduce(tensor: torch.Tensor, **_: Any) -> None:
+        assert brings, "the connection is gone"
+        tensor.copy_(torch.maximum(tensor, torch.tensor(brings)))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    return brings
+
+
+def agreed(rank: int, error: Exception | None = None) -> str:
+    """What process `rank` of two sees of an agreement, in words."""
+    try:
+        with Group(rank, 2).agreement():
+            if error is not None:
+                raise error
+    except Exception as seen:
+        return f"{type(seen).__name__}: {seen}"
+    return "agreed"
+
+
+def test_an_agreement_ends_for_all_as_it_ended_for_the_worst(the_other: list[int]) -> None:
+    cut, full = DataError("cut"), MemoryError("full")
+    assert agreed(0) == "agreed"
+    assert agreed(0, cut) == "DataError: cut" and cut.tell is True
+    assert agreed(1, full) == "MemoryError: full"
+    the_other[:] = [OUT_OF_MEMORY, 0, 0, 0]
+    assert agreed(0) == "MemoryError: another process of this run is out of memory"
+    assert agreed(0, full) == "MemoryError: full" and agreed(0, cut) == "DataError: cut"
+    the_other[:] = [INTERRUPTED, 0, int(signal.SIGTERM), 0]
+    assert agreed(0) == agreed(1, full) == "Interrupted: stopped by SIGTERM"
+    the_other[:] = [USER_ERROR, 2, 0, 0]  # of the first process, which speaks before the second
+    assert agreed(1) == agreed(1, full) == agreed(1, DataError("cut here too")) == "OthersFailed: "
+    the_other[:] = [USER_ERROR, 1, 0, 0]
+    assert agreed(0, cut) == "DataError: cut"
+
+
+def test_what_is_a_mistake_of_ours_is_raised_at_once(the_other: list[int]) -> None:
+    the_other.clear()
+    assert agreed(0, RuntimeError("shapes do not match")) == "RuntimeError: shapes do not match"
+    assert agreed(0, ValueError("no number")) == "ValueError: no number"
+
+
+def test_a_lost_peer_is_not_asked_whether_it_agrees(the_other: list[int]) -> None:
+    the_other.clear()
+    assert agreed(0, PeerLost("gone")) == "PeerLost: gone"
+
+
+def test_a_group_that_is_disbanded_asks_nobody(the_other: list[int]) -> None:
+    the_other.clear()
+    group = Group(1, 2)
+    with pytest.raises(AssertionError, match="the connection is gone"):
+        group.any(True)
+    group.disband()
+    assert group.is_alone and not group.is_first
+    assert group.any(True) and group.sum(2.5) == 2.5 and group.from_first("x") == "x"
+    assert group.first(lambda: 3) == group.together(lambda: 3) == 3
+
+
 # --- shares, without other processes ----------------------------------------------------------------------------------
 
 
@@ -282,16 +313,6 @@ def test_shares_of_a_batch_and_of_the_validation_windows_are_all_of_them(toy_dat
             for token in targets_BT.flatten()
         ]
         assert sorted(targets) == list(range(1, len(ids)))
-
-
-def test_numbers_of_processes_that_do_not_divide_the_batch_name_those_that_do(toy_data: Ladder) -> None:
-    stage = replace(toy_data.stage("tiny"), batch_size=32, micro_batch_size=None)
-    for n in (1, 2, 4, 32):
-        check_shares(stage, Group(0, n))
-    with pytest.raises(SettingsError, match=r"is 32, which 6 processes.*start 4 of them \(of 1, 2, 4.*to 36"):
-        check_shares(stage, Group(0, 6))
-    with pytest.raises(SettingsError, match=r"start 32 of them .*to 64"):
-        check_shares(stage, Group(0, 64))
 
 
 def test_each_process_takes_its_own_gpu_or_all_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from model import GPT
 from storyladder.corpus.token_file import ValidationWindows
+from storyladder.learning.evaluation import Evaluation, evaluate
 from storyladder.learning.network import EMBEDDING
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
-from storyladder.measuring.evaluation import Evaluation, evaluate
 from storyladder.runtime.machine import Precision
 from storyladder.settings import ModelConfig
 

@@ -11,7 +11,7 @@ import torch
 
 from storyladder.settings import PROJECT
 
-ASKS_FOR_THE_LOSS = "loss = group.sum(own_loss.item()) / group.world_size"
+ASKS_FOR_THE_LOSS = "loss = self.group.sum(own_loss.item()) / self.group.world_size"
 EXPECTED = {
     "bf16, compact": "ran on cuda:0",
     "bf16, whole": "ran on cuda:0",

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import ENVIRONMENT, PROJECT, SCRIPTS, command
-from test_pipeline import TOY_CONFIG
+from running import ENVIRONMENT, PROJECT, SCRIPTS, TOY_CONFIG, command
 
 import generate
 from storyladder.runtime.lock import locked

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from test_engine import interrupt_in_step, run_of, with_stage
+from stages import assert_equal, files_of, interrupt_in_step, plain_state, run_of, with_stage
 
 from model import GPT
-from storyladder.engine import train_stage
+from storyladder.results import StageFiles, broken_links, load_result, model_digest
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
-from storyladder.runtime.errors import UserError
+from storyladder.runtime.errors import SaveFailed, UserError
 from storyladder.settings import Ladder
-from storyladder.stage_files import StageFiles, broken_links, load_result, model_digest
+from storyladder.stage.loop import train_stage
 from storyladder.telling.teller import load_teller
 
 CPU = torch.device("cpu")
@@ -59,8 +59,8 @@ def test_what_is_asked_differently_now_is_refused_with_both_values_and_the_comma
     again = "python train_tiny.py --config 'my config.py' --device cpu"
     was = getattr(toy_data.stage("tiny"), name)
     assert str(error.value) == (
-        f"stage tiny is finished, but not as it is asked for now: {name} was {was} and is {value}. To train it anew "
-        f"and keep the old result aside: {again} --fresh; to leave it as it is: {again} --accept-changes"
+        f"stage tiny is finished, but not as it is asked for now: {name} was {was} and is {value}. To train it again "
+        f"and keep the old result under another name: {again} --fresh; to leave it as it is: {again} --accept-changes"
     )
     capsys.readouterr()
     train(changed, "tiny", accept_changes=True)
@@ -85,7 +85,7 @@ def test_minutes_on_a_finished_stage_are_not_ignored_in_silence(toy_data: Ladder
     train(toy_data, "tiny", minutes=2.5)
     heard = capsys.readouterr()
     assert "is finished" in heard.out
-    assert heard.err.startswith("--minutes 2.5 changes nothing in a finished stage; to train it anew in that time: ")
+    assert heard.err.startswith("--minutes 2.5 changes nothing in a finished stage; to train it again in that time: ")
     assert heard.err.endswith("python train_tiny.py --device cpu --fresh --minutes 2.5\n")
 
 
@@ -212,3 +212,51 @@ def test_a_stage_1_that_is_gone_or_damaged_leaves_stage_2_alone(toy_data: Ladder
     train(toy_data, "children")
     result_of(toy_data, "tiny").unlink()
     train(toy_data, "children")
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_stage_says_so_and_changes_nothing(toy_data: Ladder, capsys: pytest.CaptureFixture[str]) -> None:
+    train_stage(run_of(toy_data), GPT)
+    result = files_of(toy_data).result
+    before = result.read_bytes()
+    capsys.readouterr()
+    train_stage(run_of(toy_data), GPT)
+    assert "is finished" in capsys.readouterr().out
+    assert result.read_bytes() == before
+
+
+def test_a_damaged_result_is_written_anew_from_the_best_weights(
+    toy_data: Ladder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Told twice: the second call must not take the stage for one that never was."""
+    train_stage(run_of(toy_data), GPT)
+    files = files_of(toy_data)
+    good, best = plain_state(files.result), files.best.read_bytes()
+    files.result.write_bytes(files.result.read_bytes()[:-500])
+    for said in ("was rewritten", "is finished"):
+        train_stage(run_of(toy_data), GPT)
+        heard = capsys.readouterr()
+        assert said in heard.err + heard.out
+    assert_equal(plain_state(files.result), good)
+    assert files.best.read_bytes() == best
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_folder_in_the_place_of_the_result_is_put_aside(
+    toy_data: Ladder, capsys: pytest.CaptureFixture[str], full: bool
+) -> None:
+    train_stage(run_of(toy_data), GPT)
+    files = files_of(toy_data)
+    good = plain_state(files.result)
+    files.result.unlink()
+    files.result.mkdir()
+    if full:
+        files.result.with_suffix(".partial").mkdir()
+        with pytest.raises(SaveFailed, match=r"the weights are safe in .*tiny_best\.pt"):
+            train_stage(run_of(toy_data), GPT)
+        return
+    train_stage(run_of(toy_data), GPT)
+    assert "kept as tinystories_28M_final.pt.corrupt" in capsys.readouterr().err
+    assert_equal(plain_state(files.result), good)

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import MUON
-from test_engine import run_of, with_stage
+from stages import run_of, with_stage
+from steppers import everything
 from torch import Tensor
 
 from model import GPT
-from storyladder import starting
 from storyladder.learning.muon import POLAR_EXPRESS, Muon, orthogonalized
 from storyladder.learning.network import EMBEDDING, POSITIONS
 from storyladder.learning.optimizer import build_optimizer, make_moments, set_rate
@@ -20,6 +20,7 @@ from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.machine import Precision
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder, StageConfig
+from storyladder.stage.setup import set_up
 
 BuildGPT = Callable[..., GPT]
 STAGE = StageConfig(
@@ -205,13 +206,6 @@ def test_where_found_inf_is_one_nothing_moves_and_nothing_is_remembered(small_gp
     assert all(not torch.equal(tensor, before[name]) and tensor.isfinite().all() for name, tensor in after.items())
 
 
-def everything(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        found |= {f"{key} of {name}": tensor.clone() for key, tensor in optimizer.state[parameter].items()}
-    return found
-
-
 def test_a_rate_on_the_device_moves_as_a_number_does(small_gpt: BuildGPT) -> None:
     models = [small_gpt(), small_gpt()]
     for model, lr in zip(models, (0.375, torch.tensor(0.375)), strict=True):
@@ -267,8 +261,8 @@ def test_a_stage_beyond_its_horizon_decays_less(small_gpt: BuildGPT) -> None:
 
 def test_a_stage_multiplies_in_its_precision(toy_data: Ladder) -> None:
     run = run_of(with_stage(toy_data, **MUON), precision="bf16")
-    work = starting.prepare_work(run, GPT, StopRequest(), ALONE)
-    assert isinstance(work.optimizer, Muon) and work.optimizer._product_dtype == torch.bfloat16
+    stage, _ = set_up(run, GPT, StopRequest(), ALONE)
+    assert isinstance(stage.learner.optimizer, Muon) and stage.learner.optimizer._product_dtype == torch.bfloat16
     formats = [Precision(dtype, "", "cpu").product_dtype for dtype in (torch.bfloat16, torch.float16, torch.float32)]
     assert formats == [torch.bfloat16, torch.float32, torch.float32]
 

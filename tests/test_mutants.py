@@ -10,4 +10,7 @@ def test_every_listed_fault_can_be_injected_and_names_tests_that_exist() -> None
     assert len(mutants) >= 25
     for mutant in mutants:
         assert mutant.old != mutant.new
-        assert all((PROJECT / name.partition("::")[0]).exists() for name in mutant.tests) and mutant.tests
+        assert mutant.tests
+        for test in mutant.tests:
+            path, _, name = test.partition("::")
+            assert f"def {name}".partition("[")[0] in (PROJECT / path).read_text(encoding="utf-8"), test

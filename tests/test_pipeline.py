@@ -9,26 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import command
-
-TOY_CONFIG = """
-from dataclasses import replace
-from config import CHILDREN, SIMPLE, TINY
-from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths
-
-TOY = dict(max_steps={steps}, batch_size=4, max_lr=5e-3, min_lr=5e-4, warmup_steps=2, eval_interval=4, save_interval=3)
-TINY = replace(TINY, **TOY)
-CHILDREN = replace(CHILDREN, **TOY, patience=3)
-SIMPLE = replace(SIMPLE, **TOY, patience=3)
-LADDER = Ladder(
-    model=ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=32, dropout=0.1),
-    stages=(TINY, CHILDREN, SIMPLE),
-    corpus=CorpusConfig(sample_stories=120, val_percent=10.0),
-    generate=GenerateConfig(max_new_tokens=20),
-    paths=Paths(root={root!r}),
-)
-PRESETS = (LADDER,)
-"""
+from running import TOY_CONFIG, command
 
 
 def run_script(root: Path, *words: str, steps: int = 5, status: int = 0) -> subprocess.CompletedProcess[str]:

@@ -38,7 +38,7 @@ def test_resuming_drops_what_was_recorded_after_the_resume_state(log: RunLog) ->
         log.write("train", step=step + 1)
         log.write("skipped", step=step + 1)
         log.write("save failed", step=step + 1)
-    log.keep_until(3, evaluated_at=3)
+    log.truncate_after(3, evaluated_at=3)
     expected = []
     for step in range(4):
         expected += [("evaluation", step)] if step % 3 == 0 else []
@@ -52,9 +52,9 @@ def test_an_evaluation_that_will_be_made_again_is_dropped(log: RunLog) -> None:
     log.write("evaluation", step=0)
     log.write("train", step=3)
     log.write("evaluation", step=3)
-    log.keep_until(3, evaluated_at=0)
+    log.truncate_after(3, evaluated_at=0)
     assert events(log) == [("evaluation", 0), ("train", 3)]
-    log.keep_until(3, evaluated_at=-1)
+    log.truncate_after(3, evaluated_at=-1)
     assert events(log) == [("train", 3)]
 
 
@@ -63,7 +63,7 @@ def test_a_torn_or_foreign_line_is_left_out_and_the_next_one_stands_on_its_own(l
     with log.path.open("ab") as file:
         file.write(b'[1]\n3\n{"no": "event"}\n\n{"event": "train", "step": 2, "tr\xff')
     assert events(log) == [("train", 1)]
-    log.keep_until(5, evaluated_at=5)
+    log.truncate_after(5, evaluated_at=5)
     log.write("train", step=2)
     assert events(log) == [("train", 1), ("train", 2)]
     assert {path.name for path in log.path.parent.iterdir()} == {"tiny.jsonl"}
@@ -71,13 +71,13 @@ def test_a_torn_or_foreign_line_is_left_out_and_the_next_one_stands_on_its_own(l
 
 def test_records_without_a_step_stay(log: RunLog) -> None:
     log.write("start")
-    log.keep_until(0, evaluated_at=0)
+    log.truncate_after(0, evaluated_at=0)
     assert [record["event"] for record in read_records(log.path)] == ["start"]
 
 
 def test_a_stage_that_starts_over_keeps_the_old_record_aside(log: RunLog) -> None:
     log.set_aside("1")
-    log.keep_until(3, evaluated_at=3)
+    log.truncate_after(3, evaluated_at=3)
     assert not log.path.parent.exists(), "nothing there, nothing to do"
     log.write("train", step=1)
     log.set_aside("1")
@@ -99,7 +99,7 @@ def test_a_record_that_cannot_be_written_is_said_once_and_raises_nothing(
 
 def test_a_record_that_cannot_be_read_raises_nothing_either(log: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
     log.path.mkdir(parents=True)
-    log.keep_until(3, evaluated_at=3)
+    log.truncate_after(3, evaluated_at=3)
     log.write("train", step=1)
     assert capsys.readouterr().err == f"warning: cannot write the record {log.path} (Is a directory); going on\n"
 

@@ -9,37 +9,27 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import MUON
 from rounding import gradient_tolerance
+from steppers import FP32, STAGE, STAGES, Batch, BuildGPT, everything, some_batch, stepper_of
 from torch import Tensor
 from torch.nn import functional as F
 
 from model import GPT
-from storyladder.learning import activation, attention, dropout, layer_norm, linear, loss
+from storyladder.layers.kernels import PARTS, Part, without_kernels
 from storyladder.learning.optimizer import build_optimizer
-from storyladder.learning.step import StepResult, accumulate_gradients, train_step
-from storyladder.learning.vocabulary import CompactVocabulary
+from storyladder.learning.step import StepResult
 from storyladder.runtime.machine import Precision
 from storyladder.settings import StageConfig
 
-BuildGPT = Callable[..., GPT]
-Batch = tuple[Tensor, Tensor]
-STAGE = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", seed=7)
-STAGES = pytest.mark.parametrize("stage", [STAGE, replace(STAGE, **MUON)], ids=["adamw", "muon"])
-PLAIN = CompactVocabulary(torch.ones(40, dtype=torch.bool))
-FP32 = Precision(torch.float32, "a test wants it", "cpu")
 
-
-def some_batch(rows: int = 4, seed: int = 1) -> Batch:
-    ids = torch.randint(40, (rows, 13), generator=torch.Generator().manual_seed(seed))
-    return ids[:, :-1], ids[:, 1:]
-
-
-def accumulated(model: GPT, batch: Batch, micro: int, **changes: Any) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradients of one batch, starting from none."""
+def accumulated(
+    model: GPT, batch: Batch, micro: int, seed: tuple[int, int] = (7, 0), **changes: Any
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one batch, starting from none; `seed` is that of the stage and the number of the step."""
     model.zero_grad()
-    asked = {"seed": (7, 0), "precision": FP32, "scaler": FP32.scaler(), "vocabulary": PLAIN} | changes
-    loss = accumulate_gradients(model, batch, micro_batch_size=micro, **asked)
+    asked = {"micro_batch_size": micro, "scaler": FP32.scaler()} | changes
+    stepper = stepper_of(model, stage=replace(STAGE, seed=seed[0]), **asked)
+    loss = stepper.accumulate_gradients(batch, seed[1])
     return loss.item(), {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
@@ -47,33 +37,21 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
-def take_step(model: GPT, optimizer: torch.optim.Optimizer, batch: Batch, **changes: Any) -> StepResult:
-    asked: dict[str, Any] = {"stage": STAGE, "step": 0, "lr": 1e-3, "micro_batch_size": 2}
-    asked |= {"precision": FP32, "scaler": FP32.scaler(), "vocabulary": PLAIN}
-    return train_step(model, optimizer, batch, **asked | changes)
+def take_step(
+    model: GPT, optimizer: torch.optim.Optimizer, batch: Batch, *, step: int = 0, lr: float = 1e-3, **changes: Any
+) -> StepResult:
+    return stepper_of(model, optimizer, **changes).step(batch, step, lr)
 
 
-def everything(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and optimizer state, copied."""
-    found = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    for name, parameter in model.named_parameters():
-        found |= {f"{key} of {name}": tensor.clone() for key, tensor in optimizer.state[parameter].items()}
-    return found
-
-
-@pytest.mark.parametrize("kernels", [True, False])
-def test_a_step_in_bf16_has_the_gradients_of_fp64_but_for_rounding(
-    small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch, kernels: bool
-) -> None:
-    """Large enough for every kernel that a CPU with AMX takes; and without kernels, as where there is no compiler."""
-    if not kernels:
-        for module in (activation, attention, dropout, layer_norm, linear, loss):
-            monkeypatch.setattr(module, "kernels_for", lambda x: None)
+@pytest.mark.parametrize("off", [(), PARTS], ids=["kernels", "no kernels"])
+def test_a_step_in_bf16_has_the_gradients_of_fp64_but_for_rounding(small_gpt: BuildGPT, off: tuple[Part, ...]) -> None:
+    """Large enough for every kernel that a CPU with AMX uses; and without kernels, as where there is no compiler."""
     sizes = {"far": 0.1, "n_head": 4, "n_embd": 64, "context_length": 128}
     ids = torch.randint(40, (8, 129), generator=torch.Generator().manual_seed(1))
     batch, bf16 = (ids[:, :-1], ids[:, 1:]), Precision(torch.bfloat16, "a test wants it", "cpu")
     exact_loss, exact = accumulated(small_gpt(**sizes).double(), batch, 8)
-    loss_there, found = accumulated(small_gpt(**sizes), batch, 8, precision=bf16)
+    with without_kernels(*off):
+        loss_there, found = accumulated(small_gpt(**sizes), batch, 8, precision=bf16)
     assert loss_there == pytest.approx(exact_loss, rel=2**-8)
     for name, gradient in found.items():
         error = (gradient.double() - exact[name]).norm() / exact[name].norm()
@@ -95,9 +73,7 @@ def test_the_gradient_is_that_of_the_mean_loss_of_the_whole_batch(small_gpt: Bui
 def test_gradients_are_added_to_those_that_are_there_and_a_step_starts_from_none(small_gpt: BuildGPT) -> None:
     model, batch = small_gpt(dtype=torch.float64), some_batch()
     _, once = accumulated(model, batch, 2)
-    accumulate_gradients(
-        model, batch, micro_batch_size=2, seed=(7, 0), precision=FP32, scaler=FP32.scaler(), vocabulary=PLAIN
-    )
+    stepper_of(model).accumulate_gradients(batch, 0)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=0, atol=1e-12)
     loose = {"stage": StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", grad_clip=1e6)}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from running import PROJECT, SCRIPTS, refusal, run_script
-from test_house import flags_of
+from running import PROJECT, SCRIPTS, flags_of, refusal, run_script
 
 from storyladder.command_line import Parser, load_ladder, stage_run
 from storyladder.runtime.errors import UserError

@@ -14,7 +14,7 @@ from torch import Tensor
 from model import GPT
 from storyladder.learning.network import EMBEDDING
 from storyladder.learning.optimizer import build_optimizer
-from storyladder.learning.step import StepResult, train_step
+from storyladder.learning.step import Stepper, StepResult
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.runtime.machine import Precision
 from storyladder.settings import StageConfig
@@ -112,18 +112,8 @@ class Trained:
         self.optimizer = build_optimizer(self.model, self.stage)
 
     def step(self, number: int, batch: tuple[Tensor, Tensor], precision: Precision) -> StepResult:
-        return train_step(
-            self.model,
-            self.optimizer,
-            batch,
-            stage=self.stage,
-            step=number,
-            lr=3e-3,
-            micro_batch_size=2,
-            precision=precision,
-            scaler=precision.scaler(),
-            vocabulary=self.vocabulary,
-        )
+        asked: dict[str, Any] = {"vocabulary": self.vocabulary, "precision": precision, "micro_batch_size": 2}
+        return Stepper(self.model, self.optimizer, self.stage, **asked).step(batch, number, 3e-3)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, gradients and moments, all with the whole vocabulary."""

@@ -2,7 +2,7 @@
 
 python tests/variants.py                                  all of them; a line with counts and seconds for each
 python tests/variants.py bf16 avx2                        some
-python tests/variants.py poor -- tests/test_engine.py     some tests; what follows the two dashes goes to pytest
+python tests/variants.py poor -- tests/test_loop.py     some tests; what follows the two dashes goes to pytest
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-_LEFT_OUT = (".git", ".venv", ".kernels", "data", "checkpoints", "runs", "reports", "__pycache__", ".*_cache")
+_LEFT_OUT = (".git", ".venv", "data", "checkpoints", "runs", "reports", "__pycache__", ".*_cache")
 _COMPILERS = ("cc", "c89", "c99", "c++", "gcc", "g++", "clang", "tcc")
 
 

@@ -14,7 +14,7 @@ import hashlib
 import json
 import mmap
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -261,9 +261,18 @@ class TrainBatches:
     own, so that also the tokens after the last whole window are read in other epochs.
     """
 
-    def __init__(self, ids: Ids, *, context_length: int, batch_size: int, seed: int) -> None:
-        self._ids = ids
-        self._context_length = context_length
+    def __init__(
+        self,
+        ids: Ids,
+        *,
+        context_length: int,
+        batch_size: int,
+        seed: int,
+        check_size: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.ids = ids
+        self.context_length = context_length
+        self.check_size = check_size  # DataError if the file was cut since it was opened
         self._batch_size = batch_size
         self._seed = seed
         self.n_windows = (len(ids) - 1) // context_length
@@ -275,9 +284,9 @@ class TrainBatches:
         epochs, within = np.divmod(places, self.n_windows)
         starts = np.empty_like(places)
         for epoch in np.unique(epochs):
-            order, offset = _epoch(self._seed, int(epoch), self.n_windows, (len(self._ids) - 1) % self._context_length)
+            order, offset = _epoch(self._seed, int(epoch), self.n_windows, (len(self.ids) - 1) % self.context_length)
             here = epochs == epoch
-            starts[here] = order[within[here]] * self._context_length + offset
+            starts[here] = order[within[here]] * self.context_length + offset
         return starts
 
     def batch(self, k: int, rows: slice = slice(None)) -> tuple[Indices, Indices]:
@@ -285,7 +294,7 @@ class TrainBatches:
 
         `rows` takes some of its sequences only.
         """
-        return _cut(self._ids, self.starts(k)[rows], self._context_length)
+        return _cut(self.ids, self.starts(k)[rows], self.context_length)
 
 
 @functools.lru_cache(maxsize=4)
@@ -304,8 +313,15 @@ class ValidationWindows:
     """The same windows every time: the whole file, or `limit` windows spread evenly over it."""
 
     def __init__(
-        self, ids: Ids, *, context_length: int, limit: int | None, token_bytes_V: npt.NDArray[np.int64]
+        self,
+        ids: Ids,
+        *,
+        context_length: int,
+        limit: int | None,
+        token_bytes_V: npt.NDArray[np.int64],
+        check_size: Callable[[], None] = lambda: None,
     ) -> None:
+        self.check_size = check_size  # DataError if the file was cut since it was opened
         self._ids = ids
         self._context_length = context_length
         whole = (len(ids) - 1) // context_length

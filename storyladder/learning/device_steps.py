@@ -1,11 +1,11 @@
 """Many steps in a row on a GPU, between which the host waits for nothing.
 
-The token file lies on the device, and a step takes its windows from there; learning rates and losses stand in tables on
-the device too. So the whole step (windows, forward, backward, clipping, update) is the same sequence of kernels every
-time, which is compiled and captured once as a CUDA graph and then only replayed. The host looks at the losses after the
-last of the steps. A step whose loss or gradient is not finite moves nothing, as in step.py: the optimizer is told so.
+The token file lies on the device, and a step takes its windows from there; learning rates and losses are tables on the
+device too. So a whole step (windows, forward, backward, clipping, update) is the same sequence of kernels every time:
+it is compiled and captured once as a CUDA graph, then only replayed. The host looks at the losses after the last step.
+A step whose loss or gradient is not finite moves nothing, as in step.py: the optimizer is told so.
 
-What does not work on a machine (no compiler, no Triton, no graph) is said in a line and done without.
+What does not work on a machine (no compiler, no Triton, no graph) is reported in one line and left out.
 """
 
 from __future__ import annotations
@@ -20,15 +20,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from storyladder.learning.data_parallel import DataParallel
 from storyladder.learning.loss import entropy_, fused_entropy_
-from storyladder.learning.network import LanguageModel
 from storyladder.learning.optimizer import clip_gradients, make_moments, set_rate
-from storyladder.learning.step import StepResult, accumulate_gradients, seed_of_step
-from storyladder.learning.vocabulary import CompactVocabulary
-from storyladder.runtime.distributed import ALONE, Group
-from storyladder.runtime.machine import Precision, is_out_of_memory
-from storyladder.settings import StageConfig
+from storyladder.learning.step import Stepper, StepResult, seed_of_step
+from storyladder.runtime.machine import is_out_of_memory
 
 MOST_STEPS = 100  # between two looks at the losses
 _PIECE = 1 << 25  # ids that are copied to the device at a time
@@ -39,78 +34,53 @@ _NEAR = {"loss": 0.05, "norm": 0.25, "update": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
+class StepMode:
     """How the steps are run."""
 
     compiled: bool
     graph: bool
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """For messages."""
-        parts = [word for word, there in (("compiled", self.compiled), ("CUDA graph", self.graph)) if there]
+        parts = [name for name, used in (("compiled", self.compiled), ("CUDA graph", self.graph)) if used]
         return " + ".join(parts) or "plain operations"
 
 
-WAYS = (  # best first; where the first fails for want of graphs the second does too, and so the third is tried
-    Way(compiled=True, graph=True),
-    Way(compiled=False, graph=True),
-    Way(compiled=True, graph=False),
-    Way(compiled=False, graph=False),
+MODES = (  # best first; where the first fails for want of graphs the second does too, and so the third is tried
+    StepMode(compiled=True, graph=True),
+    StepMode(compiled=False, graph=True),
+    StepMode(compiled=True, graph=False),
+    StepMode(compiled=False, graph=False),
 )
 
 
 class DeviceSteps:
-    """Steps of one model with one optimizer. `take` may be called as long as `is_for` says so."""
+    """Steps of one Stepper that run ahead, as long as its optimizer and its micro-batch size stay what they are."""
 
     def __init__(
-        self,
-        model: LanguageModel,
-        optimizer: torch.optim.Optimizer,
-        ids: npt.NDArray[np.uint16],
-        *,
-        stage: StageConfig,
-        context_length: int,
-        micro_batch_size: int,
-        precision: Precision,
-        vocabulary: CompactVocabulary,
-        device: torch.device,
-        group: Group = ALONE,
-        parallel: DataParallel | None = None,
+        self, stepper: Stepper, ids: npt.NDArray[np.uint16], context_length: int, device: torch.device
     ) -> None:
-        self._model = model
-        self._optimizer = optimizer
-        self._stage = stage
-        self._micro_batch_size = micro_batch_size
-        self._precision = precision
-        self._scaler = precision.scaler()
-        assert not self._scaler.is_enabled(), "fp16 needs the host to look at every step"
-        self._vocabulary = vocabulary
-        self._group, self._parallel = group, parallel
-        self._share = group.share_of(stage.batch_size)  # the rows of a batch that are this process's
-        self._hidden: Callable[[Tensor], Tensor] = model.hidden
+        assert not stepper.scaler.is_enabled(), "fp16 needs the host to look at every step"
+        self._stepper = stepper
+        self._model, self._optimizer = stepper.model, stepper.optimizer
+        batch_size = stepper.stage.batch_size
+        self._share = stepper.group.share_of(batch_size)  # the rows of a batch that are this rank's
+        self._hidden: Callable[[Tensor], Tensor] = self._model.hidden
         self._entropy = entropy_
         self._graph: torch.cuda.CUDAGraph | None = None
         self._ids = _on_device(ids, device)
         self._span = torch.arange(context_length + 1, device=device)
-        self._starts = torch.zeros(MOST_STEPS, stage.batch_size, dtype=torch.int64, device=device)
+        self._starts = torch.zeros(MOST_STEPS, batch_size, dtype=torch.int64, device=device)
         self._lrs = torch.zeros(MOST_STEPS, device=device)
         self._results = torch.zeros(MOST_STEPS, 3, device=device)  # loss, gradient norm, 1 if nothing moved
         self._place = torch.zeros(1, dtype=torch.int64, device=device)  # of the next step in these tables
-        for parameters in optimizer.param_groups:
+        for parameters in self._optimizer.param_groups:
             parameters["capturable"] = device.type == "cuda"
-        for parameter in model.parameters():
+        for parameter in self._model.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        make_moments(optimizer)
-        self._states = self._state_tensors()
-
-    def is_for(self, optimizer: torch.optim.Optimizer, micro_batch_size: int) -> bool:
-        """Whether all that these steps work on is still in its place; loading a checkpoint moves the optimizer's."""
-        if optimizer is not self._optimizer or micro_batch_size != self._micro_batch_size:
-            return False
-        now = self._state_tensors()
-        return len(now) == len(self._states) and all(a is b for a, b in zip(now, self._states, strict=True))
+        make_moments(self._optimizer)
 
     def take(self, first: int, starts: Sequence[npt.NDArray[np.int64]], lrs: Sequence[float]) -> list[StepResult]:
         """Updates number `first` and on: one for each list of window starts, (batch_size,), and learning rate."""
@@ -122,7 +92,7 @@ class DeviceSteps:
         self._place.zero_()
         try:
             for step in range(first, first + n):
-                torch.manual_seed(seed_of_step(self._stage.seed, step, self._share.start))
+                torch.manual_seed(seed_of_step(self._stepper.stage.seed, step, self._share.start))
                 if self._graph is not None:
                     self._graph.replay()
                 else:
@@ -132,26 +102,26 @@ class DeviceSteps:
         rows = self._results[:n].tolist()  # here the host waits for the device
         return [StepResult(loss, norm, applied=not skipped) for loss, norm, skipped in rows]
 
-    def speed_up(self, way: Way, starts: npt.NDArray[np.int64]) -> None:
+    def speed_up(self, mode: StepMode, starts: npt.NDArray[np.int64]) -> None:
         """Compile and capture, and prove on one batch that the numbers are still those of the plain step.
 
         Weights and optimizer are afterwards what they were. Raises whatever the compiler or the driver raises, and
         ArithmeticError if the numbers differ; the steps are then the plain ones again.
         """
-        if not (way.compiled or way.graph):
+        if not (mode.compiled or mode.graph):
             return
         kept = [tensor.clone() for tensor in self._everything_that_moves()]
         try:
             expected = self._rehearse(starts, kept)
-            if way.compiled:
+            if mode.compiled:
                 self._run(torch.compile(self._model.hidden, dynamic=False))
                 self._entropy = torch.compile(fused_entropy_, dynamic=False)
-            if way.graph:
+            if mode.graph:
                 self._capture(starts)
             found = self._rehearse(starts, kept)
             near = [math.isclose(a, b, rel_tol=_NEAR[what]) for (what, a), (_, b) in zip(found, expected, strict=True)]
             if not all(near):
-                raise ArithmeticError(f"the numbers became {_in_words(found)} and not {_in_words(expected)}")
+                raise ArithmeticError(f"the numbers became {_described(found)} and not {_described(expected)}")
         except BaseException:
             self._run(self._model.hidden)
             self._entropy, self._graph = entropy_, None
@@ -166,20 +136,11 @@ class DeviceSteps:
         set_rate(self._optimizer, self._lrs.index_select(0, self._place)[0])
         for parameter in self._model.parameters():
             parameter.grad = None  # the first micro-batch's gradients are taken as they are, not added to zeros
-        loss = accumulate_gradients(
-            self._model,
-            (windows[:, :-1], windows[:, 1:]),
-            micro_batch_size=self._micro_batch_size,
-            seed=None,
-            precision=self._precision,
-            scaler=self._scaler,
-            vocabulary=self._vocabulary,
-            hidden=self._hidden,
-            entropy=self._entropy,
-            parallel=self._parallel,
+        loss = self._stepper.accumulate_gradients(
+            (windows[:, :-1], windows[:, 1:]), None, hidden=self._hidden, entropy=self._entropy, agree=False
         )
-        loss = self._group.mean(loss)
-        norm = clip_gradients(self._model, self._stage.grad_clip, self._vocabulary)
+        loss = self._stepper.group.mean(loss)
+        norm = clip_gradients(self._model, self._stepper.stage.grad_clip, self._stepper.vocabulary)
         skipped = (~(loss + norm).isfinite()).to(torch.float32)
         self._optimizer.found_inf = skipped  # type: ignore[attr-defined]
         self._optimizer.step()
@@ -189,11 +150,11 @@ class DeviceSteps:
     def _run(self, hidden: Callable[[Tensor], Tensor]) -> None:
         """Take this form of model.hidden from now on."""
         self._hidden = hidden
-        if self._parallel is not None:
-            self._parallel.run(hidden)
+        if self._stepper.parallel is not None:
+            self._stepper.parallel.run(hidden)
 
     def _forget_skipped(self) -> None:
-        """Single steps may follow, which have a word of their own on whether AdamW moves anything."""
+        """Single steps may follow, which decide themselves whether the optimizer moves anything."""
         self._optimizer.found_inf = None  # type: ignore[attr-defined]
 
     def _capture(self, starts: npt.NDArray[np.int64]) -> None:
@@ -218,7 +179,7 @@ class DeviceSteps:
     def _rehearse(self, starts: npt.NDArray[np.int64], kept: list[Tensor]) -> list[tuple[str, float]]:
         """Losses and norms of two steps from the weights that were kept, and how far these moved (L2)."""
         self._put_back(kept)
-        one, two = self.take(0, [starts, starts], [self._stage.max_lr] * 2)
+        one, two = self.take(0, [starts, starts], [self._stepper.stage.max_lr] * 2)
         weights = [parameter.detach() for parameter in self._model.parameters()]
         update = torch.stack(torch._foreach_norm(torch._foreach_sub(weights, kept[: len(weights)]))).norm().item()
         numbers = [("loss", one.train_loss), ("norm", one.grad_norm), ("loss", two.train_loss), ("norm", two.grad_norm)]
@@ -257,24 +218,26 @@ def _forget_broken_capture(device: torch.device, pool: tuple[int, int]) -> None:
     generator.graphsafe_set_state(generator.clone_state())
 
 
-def _in_words(numbers: list[tuple[str, float]]) -> str:
+def _described(numbers: list[tuple[str, float]]) -> str:
     return ", ".join(f"{what} {number:.5g}" for what, number in numbers)
 
 
-def _first_words(error: Exception) -> str:
-    """The first line that says something; "backend='inductor' raised:" does not."""
+def _first_line(error: Exception) -> str:
+    """The first line that says what happened; "backend='inductor' raised:" does not."""
     lines = [line for line in str(error).strip().splitlines() if line and not line.endswith(":")]
     return (lines or [type(error).__name__])[0][:160]
 
 
-def quickest(steps: DeviceSteps, starts: npt.NDArray[np.int64], ways: Sequence[Way], say: Callable[[str], None]) -> Way:
-    """Take the first of the ways that works here, saying in a line why another one does not; returns it."""
-    for way in ways:
+def first_working(
+    steps: DeviceSteps, starts: npt.NDArray[np.int64], modes: Sequence[StepMode], warn: Callable[[str], None]
+) -> StepMode:
+    """Switch to the first of the modes that works here, with a warning for each that does not; returns it."""
+    for mode in modes:
         try:
-            steps.speed_up(way, starts)
-            return way
+            steps.speed_up(mode, starts)
+            return mode
         except Exception as error:  # compilers and drivers raise errors of all kinds
             if is_out_of_memory(error):
                 raise
-            say(f"going on without {way.words}: {_first_words(error)}")
-    return Way(compiled=False, graph=False)
+            warn(f"continuing without {mode.description}: {_first_line(error)}")
+    return StepMode(compiled=False, graph=False)

@@ -1,10 +1,9 @@
-"""One optimizer step: gradients of a whole batch, micro-batch by micro-batch, then clipping and the optimizer."""
+"""One optimizer step: the gradients of a whole batch, micro-batch by micro-batch, then clipping and the optimizer."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import math
 from collections.abc import Callable
@@ -25,129 +24,117 @@ from storyladder.settings import StageConfig
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What one step was like. One that is not `applied` met a loss or gradient that was not finite: nothing moved."""
+    """What one step measured. If it was not `applied`, its loss or gradient was not finite and nothing moved."""
 
     train_loss: float  # nats per token, before the update
     grad_norm: float  # before clipping
     applied: bool
 
 
-def train_step(
-    model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[Tensor, Tensor],
-    *,
-    stage: StageConfig,
-    step: int,
-    lr: float,
-    micro_batch_size: int,
-    precision: Precision,
-    scaler: torch.amp.GradScaler,
-    vocabulary: CompactVocabulary,
-    group: Group = ALONE,
-    parallel: DataParallel | None = None,
-) -> StepResult:
-    """One update from one batch of inputs and targets, both (batch_size, T).
+class Stepper:
+    """A model with all that an update of it takes; makes one update at a time."""
 
-    In a group of processes every one brings its share of the batch, (batch_size / processes, T), and all make the same
-    update; `parallel` is the model in torch's engine, which averages the gradients.
-    """
-    set_rate(optimizer, lr)
-    part = functools.partial(
-        accumulate_gradients,
-        model,
-        batch,
-        micro_batch_size=micro_batch_size,
-        seed=(stage.seed, step),
-        first_sequence=group.rank * len(batch[0]),
-        precision=precision,
-        scaler=scaler,
-        vocabulary=vocabulary,
-    )
-    if parallel is not None and parallel.rehearsed != micro_batch_size:
-        # After an agreement nobody may run out of memory: the others would wait for its gradients, or make the update.
-        group.together(part)
-        group.together(lambda: make_moments(optimizer))
-        parallel.rehearsed = micro_batch_size
-    optimizer.zero_grad(set_to_none=False)
-    own_loss = part(parallel=parallel, agree=group.together)
-    loss = group.sum(own_loss.item()) / group.world_size
-    scaler.unscale_(optimizer)
-    norm = clip_gradients(model, stage.grad_clip, vocabulary).item()
-    result = StepResult(loss, norm, applied=math.isfinite(loss + norm))
-    if result.applied:
-        scaler.step(optimizer)
-    scaler.update()
-    return result
+    def __init__(
+        self,
+        model: LanguageModel,
+        optimizer: torch.optim.Optimizer,
+        stage: StageConfig,
+        *,
+        vocabulary: CompactVocabulary,
+        precision: Precision,
+        micro_batch_size: int,
+        group: Group = ALONE,
+        scaler: torch.amp.GradScaler | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.stage = stage
+        self.vocabulary = vocabulary
+        self.precision = precision
+        self.micro_batch_size = micro_batch_size  # sequences per forward
+        self.group = group
+        self.scaler = scaler or precision.scaler()
+        self.parallel: DataParallel | None = None  # in a group: averages gradients over all ranks
 
+    def step(self, batch: tuple[Tensor, Tensor], number: int, lr: float) -> StepResult:
+        """Update `number` from inputs and targets, both (batch_size, T).
 
-def accumulate_gradients(
-    model: LanguageModel,
-    batch: tuple[Tensor, Tensor],
-    *,
-    micro_batch_size: int,
-    seed: tuple[int, int] | None,
-    precision: Precision,
-    scaler: torch.amp.GradScaler,
-    vocabulary: CompactVocabulary,
-    first_sequence: int = 0,
-    hidden: Callable[[Tensor], Tensor] | None = None,
-    entropy: Entropy = entropy_,
-    parallel: DataParallel | None = None,
-    agree: Callable[[Callable[[], Tensor]], Tensor] = lambda action: action(),
-) -> Tensor:
-    """Add the gradients of the batch's mean loss to the model's; returns that loss, nats per token, a scalar.
+        In a group each rank brings its share of the batch, (batch_size / ranks, T), and all make the same update.
+        """
+        set_rate(self.optimizer, lr)
+        if self.parallel is not None and self.parallel.rehearsed != self.micro_batch_size:
+            # Later no rank may run out of memory alone: the others would wait for its gradients, or make the update.
+            self.group.together(lambda: self.accumulate_gradients(batch, number, exchange=False))
+            self.group.together(lambda: make_moments(self.optimizer))
+            self.parallel.rehearsed = self.micro_batch_size
+        self.optimizer.zero_grad(set_to_none=False)
+        own_loss = self.accumulate_gradients(batch, number)
+        loss = self.group.sum(own_loss.item()) / self.group.world_size
+        self.scaler.unscale_(self.optimizer)
+        norm = clip_gradients(self.model, self.stage.grad_clip, self.vocabulary).item()
+        result = StepResult(loss, norm, applied=math.isfinite(loss + norm))
+        if result.applied:
+            self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return result
 
-    The mean is over all tokens of the batch, whatever the micro-batches, so their size changes memory only. Dropout
-    draws from a generator seeded with (seed, step, the micro-batch's first sequence in the whole batch): a resumed step
-    draws what the interrupted one would have drawn, and no random state has to be saved. Without `seed` the caller has
-    seeded it. `hidden` and `entropy` are compiled forms of model.hidden and entropy_; `parallel` knows its own.
+    def accumulate_gradients(
+        self,
+        batch: tuple[Tensor, Tensor],
+        number: int | None,
+        *,
+        hidden: Callable[[Tensor], Tensor] | None = None,
+        entropy: Entropy = entropy_,
+        exchange: bool = True,
+        agree: bool = True,
+    ) -> Tensor:
+        """Add the gradients of the batch's mean loss to the model's; returns that loss, nats per token, a scalar.
 
-    With `parallel` the gradients become the mean over all processes. Their batches are equal parts of a larger one, and
-    this one's starts at its `first_sequence`. `agree` runs all but the last backward, which exchanges gradients.
-    """
-    idx_BT, targets_BT = (vocabulary.rows_of(part) for part in batch)
-    total = torch.zeros((), device=idx_BT.device)
-    forward, last_backward = hidden or model.hidden, _backward
-    if parallel is not None:
-        forward, last_backward = parallel.hidden, parallel.backward
-    last = (len(idx_BT) - 1) // micro_batch_size * micro_batch_size
+        The mean is over all tokens of the batch, so the size of micro-batches changes memory only. Dropout draws from
+        a generator seeded with (seed, step number, the micro-batch's first sequence in the whole batch): a resumed step
+        draws what the interrupted one would have drawn, and no random state has to be saved. Without `number` the
+        caller has seeded it. `hidden` and `entropy` are compiled forms of model.hidden and entropy_.
 
-    def loss_of(start: int) -> Tensor:
-        nonlocal total
-        if seed is not None:
-            torch.manual_seed(seed_of_step(*seed, first_sequence + start))
-        micro = slice(start, start + micro_batch_size)
-        with precision.autocast():
-            nats = next_token_loss(
-                forward(idx_BT[micro]),
-                model.head_weight,
-                targets_BT[micro],
-                log_unseen=vocabulary.log_unseen,
-                entropy=entropy,
-            )
-        loss = nats / targets_BT.numel()
-        total = total + loss.detach()
-        return scaler.scale(loss)
-
-    def all_but_the_last_backward() -> Tensor:
-        with contextlib.nullcontext() if parallel is None else parallel.no_sync():
-            for start in range(0, last, micro_batch_size):
-                _backward(loss_of(start))
-        return loss_of(last)
-
-    last_backward(agree(all_but_the_last_backward))
-    for name, parameter in model.named_parameters():
-        if name == EMBEDDING and parameter.grad is not None:
-            vocabulary.share_gradient(parameter.grad)
-    return total
+        In a group the last backward exchanges gradients, which become the mean over all ranks; with `agree`, all ranks
+        first agree that everything before it succeeded. Without `exchange` the gradients stay those of this rank.
+        """
+        idx_BT, targets_BT = (self.vocabulary.rows_of(part) for part in batch)
+        parallel = self.parallel if exchange else None
+        forward = parallel.hidden if parallel is not None else hidden or self.model.hidden
+        total = loss = torch.zeros((), device=idx_BT.device)
+        with self.group.agreement() if agree and parallel is not None else contextlib.nullcontext():
+            for start in range(0, len(idx_BT), self.micro_batch_size):
+                micro = slice(start, start + self.micro_batch_size)
+                is_last = micro.stop >= len(idx_BT)
+                if number is not None:
+                    first_sequence = self.group.rank * len(idx_BT) + start
+                    torch.manual_seed(seed_of_step(self.stage.seed, number, first_sequence))
+                with contextlib.nullcontext() if is_last or parallel is None else parallel.no_sync():
+                    with self.precision.autocast():
+                        nats = next_token_loss(
+                            forward(idx_BT[micro]),
+                            self.model.head_weight,
+                            targets_BT[micro],
+                            log_unseen=self.vocabulary.log_unseen,
+                            entropy=entropy,
+                        )
+                    loss = nats / targets_BT.numel()
+                    total = total + loss.detach()
+                    loss = self.scaler.scale(loss)
+                    if not is_last:
+                        _backward(loss)
+        (_backward if parallel is None else parallel.backward)(loss)
+        for name, parameter in self.model.named_parameters():
+            if name == EMBEDDING and parameter.grad is not None:
+                self.vocabulary.share_gradient(parameter.grad)
+        return total
 
 
 def _backward(loss: Any) -> None:
     loss.backward()  # torch leaves Tensor.backward without types
 
 
-def seed_of_step(seed: int, step: int, first_sequence: int = 0) -> int:
-    """For the draws of a micro-batch, 63 bits: another one for every combination of numbers."""
-    digest = hashlib.blake2b(repr((seed, step, first_sequence)).encode(), digest_size=8).digest()
+def seed_of_step(seed: int, number: int, first_sequence: int = 0) -> int:
+    """For the draws of a micro-batch, 63 bits: a different one for every combination of the three numbers."""
+    digest = hashlib.blake2b(repr((seed, number, first_sequence)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

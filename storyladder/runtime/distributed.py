@@ -77,17 +77,19 @@ class Group:
         each = n // self.world_size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def together(self, action: Callable[[], T]) -> T:
-        """What `action` returns here, once it has succeeded everywhere. Signals that any process got are known to all.
+    @contextlib.contextmanager
+    def agreement(self) -> Iterator[None]:
+        """At the end of the `with`, wait until its body has succeeded on all ranks; all learn which signals any got.
 
-        Where it fails with a UserError, too little memory, or Interrupted, nobody goes on: those that failed so raise
-        their own error, which is told once, and the others OthersFailed, MemoryError or Interrupted.
+        Where the body fails with a UserError, too little memory, or Interrupted, no rank continues: those that failed
+        raise their own error, which is printed once, and the others OthersFailed, MemoryError or Interrupted.
         """
         if self.is_alone:
-            return action()
-        result, error, outcome = None, None, _FINE
+            yield
+            return
+        error, outcome = None, _FINE
         try:
-            result = action()
+            yield
         except (UserError, Interrupted, MemoryError, RuntimeError) as caught:
             if isinstance(caught, PeerLost):
                 raise
@@ -97,17 +99,25 @@ class Group:
         )
         if self._stop is not None:
             self._stop.settle(*signals)
-        if worst == _FINE:
-            return result  # type: ignore[return-value]
         if worst == _INTERRUPTED:
             raise Interrupted(signals[0])
         if worst == _OUT_OF_MEMORY:
             raise error or MemoryError("another process of this run is out of memory")
-        if error is None or outcome != _USER_ERROR or speaker != self.world_size - self.rank:
-            raise OthersFailed
-        assert isinstance(error, UserError)
-        error.tell = True
-        raise error
+        if worst == _USER_ERROR:
+            if error is None or outcome != _USER_ERROR or speaker != self.world_size - self.rank:
+                raise OthersFailed
+            assert isinstance(error, UserError)
+            error.tell = True
+            raise error
+
+    def together(self, action: Callable[[], T]) -> T:
+        """What `action` returns here, once it has succeeded on all ranks: see `agreement`."""
+        with self.agreement():
+            return action()
+
+    def disband(self) -> None:
+        """Ask nobody from now on, as after an error that ended the others or the connection to them."""
+        self.world_size = 1
 
     def fail(self, error: Exception) -> NoReturn:
         """Leave with an error that this process met while the others go on to their next agreement."""

@@ -28,7 +28,7 @@ class RunLog:
         if self.path.exists():
             self._guarded(lambda: os.replace(self.path, self.path.with_suffix(f".before-{stamp}.jsonl")))
 
-    def keep_until(self, step: int, *, evaluated_at: int) -> None:
+    def truncate_after(self, step: int, *, evaluated_at: int) -> None:
         """Drop what was recorded after `step`, evaluations after `evaluated_at`, and a line torn in writing."""
         if not self.path.exists():
             return

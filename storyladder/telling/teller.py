@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from storyladder.learning.network import BuildModel, LanguageModel
+from storyladder.results import StageFiles, broken_links, check_content, stage_command
 from storyladder.runtime.checkpoint import Payload, read_checkpoint
 from storyladder.runtime.errors import CheckpointError, SettingsError, say
 from storyladder.settings import Ladder, ModelConfig, check_part
-from storyladder.stage_files import StageFiles, broken_links, check_content, stage_command
 
 _STILL_GARBLED = 4.0  # nats per token; above it the words hardly make sentences
 

@@ -245,7 +245,7 @@ def _damaged_then_again(harm: Callable[[Path], None], name: str) -> Callable[[To
         again = recover(toy, verdict, reference)
         aside = path.with_name(f"{path.name}.corrupt").exists()
         if name == RESUME and damaged:
-            verdict.demand("going on from step 6" in again.stderr, "does not say how far back it went")
+            verdict.demand("resuming from step 6" in again.stderr, "does not say how far back it went")
         if name != PREVIOUS:  # which nobody reads while the newest is sound
             verdict.demand(aside == damaged, "is not set aside" if damaged else "sets aside what is not there")
         must_say = name == BEST or (name == RESUME and damaged)

@@ -21,15 +21,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the project
 
 from model import GPT
-from storyladder import saving
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TokenWriter, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig
-from storyladder.starting import Work, load_weights, prepare_work
-from storyladder.stepping import step_now
+from storyladder.stage.setup import load_start, set_up
 
 _TRAIN_TOKENS = 250_000_000  # half of TinyStories
 _VAL_TOKENS = 200_000
@@ -46,15 +44,16 @@ def lines(*, fast: bool = False) -> list[str]:
         _write_tokens(ladder.folder("data") / "val.bin", _VAL_TOKENS)
         first, cached = (_median(lambda: _open(ladder), times) for times in (1, _TIMES))
         run = StageRun(ladder=ladder, stage=ladder.stages[0], device="cpu")
-        work = prepare_work(run, GPT, StopRequest(), ALONE)
-        load_weights(work, GPT)
-        step_now(work, step=0)  # allocates and warms up
-        step = _median(lambda: step_now(work, step=0), 2)
-        state = _median(lambda: saving.save_state(work), _TIMES)
-        best = _median(lambda: _save_best(work), _TIMES)
-        sizes = [path.stat().st_size / 1e6 for path in (work.files.resume, work.files.best)]
+        stage, start = set_up(run, GPT, StopRequest(), ALONE)
+        load_start(stage.learner, start)
+        stage.learner.steps(stage.batches, 0, 1)  # allocates and warms up
+        step = _median(lambda: stage.learner.steps(stage.batches, 0, 1), 2)
+        state = _median(lambda: stage.checkpoints.save(stage.learner, stage.state), _TIMES)
+        best = _median(lambda: stage.checkpoints.keep_best(stage.learner, stage.state), _TIMES)
+        files = stage.checkpoints.files
+        sizes = [path.stat().st_size / 1e6 for path in (files.resume, files.best)]
     return [
-        *_saving(work.stage, step, state, best, sizes),
+        *_saving(stage.learner.stage, step, state, best, sizes),
         f"- a token file of {n_tokens:,} tokens is verified in {first:.2f} s at first and in "
         f"{1000 * cached:.1f} ms when its verdict is remembered",
     ]
@@ -97,12 +96,6 @@ def _write_tokens(path: Path, n_tokens: int) -> None:
 def _open(ladder: Ladder) -> None:
     path = ladder.folder("data") / "train.bin"
     open_token_file(path, tokenizer=gpt2_tokenizer().fingerprint, vocab_size=ladder.model.vocab_size)
-
-
-def _save_best(work: Work) -> None:
-    """As after an evaluation that found the best weights so far."""
-    work.unsaved_best = {**saving.pack_result(work), "val_loss": 1.0, "train_seconds": 1.0}
-    assert saving.save_best(work)
 
 
 def _median(action: Callable[[], object], times: int) -> float:

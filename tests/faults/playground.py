@@ -83,9 +83,9 @@ FP16 = Variant(
     "fp16",
     stage=(("max_steps", 24),),
     prepare="""
-import storyladder.starting as starting, torch
+import storyladder.stage.setup as setup, torch
 from storyladder.runtime.machine import Precision
-starting.pick_precision = lambda *_: Precision(torch.float16, "a test asks for it", "cpu")
+setup.pick_precision = lambda *_: Precision(torch.float16, "a test asks for it", "cpu")
 """,
 )
 VARIANTS = {variant.name: variant for variant in (PLAIN, PATIENCE, NO_DROPOUT, LONG, STEADY, WHOLE, BIG_DATA, FP16)}

@@ -68,7 +68,7 @@ class Row:
 
 def _warm_up() -> None:
     """Import and load what every fork would otherwise import and load anew. Nothing is trained in this process."""
-    for name in ("model", "storyladder.corpus.prepare", "storyladder.engine", "storyladder.telling.teller"):
+    for name in ("model", "storyladder.corpus.prepare", "storyladder.stage.loop", "storyladder.telling.teller"):
         importlib.import_module(name)
     importlib.import_module("storyladder.telling.story")
     importlib.import_module("torch._dynamo")  # the first optimizer step would import it in every fork

@@ -1,0 +1,1 @@
+"""One stage from start to end: where it starts, its loop, what it keeps on the disk."""

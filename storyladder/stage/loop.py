@@ -1,0 +1,312 @@
+"""One stage from its start, or its interruption, to its end.
+
+The loop is: save -> evaluate -> leave? -> train. `step` is the number of updates done, so a state saved at step k
+continues with batch k, learning rate k and the dropout of step k: interrupted and resumed is bit for bit the same as
+uninterrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import time
+from collections.abc import Iterator
+
+from storyladder.command_line import StageRun, as_typed_for
+from storyladder.learning.network import BuildModel
+from storyladder.learning.schedule import lr_at
+from storyladder.learning.step import StepResult
+from storyladder.results import StageFiles, stage_command
+from storyladder.runtime.distributed import Group, joined_group
+from storyladder.runtime.errors import (
+    DataError,
+    Interrupted,
+    OthersFailed,
+    OutOfMemory,
+    PeerLost,
+    TrainingFailed,
+    say,
+)
+from storyladder.runtime.lock import locked
+from storyladder.runtime.machine import machine_line, peak_memory
+from storyladder.runtime.progress import Progress, duration_words
+from storyladder.runtime.signals import StopRequest, stop_on_signals
+from storyladder.settings import Ladder, StageConfig
+from storyladder.stage.finished import report_finished
+from storyladder.stage.pace import Pace
+from storyladder.stage.plan import fit_to_minutes, measure_speed, plan_lines, refit
+from storyladder.stage.setup import Stage, load_start, record_start, set_up
+from storyladder.stage.state import TrainState
+
+_SECONDS_WITHOUT_LOOKING = 2.0  # for signals, on a GPU that takes many steps at a time
+_SKIPPED_IN_A_ROW = 20  # steps that lead to a rollback
+_ROLLBACKS = 3  # in a stage, before it stops
+
+
+def train_stage(run: StageRun, build_model: BuildModel) -> None:
+    """Train one stage to its end, or plan it. Raises Interrupted when a signal asked to leave and all is saved."""
+    files = StageFiles.of(run.ladder, run.stage)
+    with as_typed_for(run.ladder), stop_on_signals() as stop, joined_group(stop) as group:
+        if run.plan:
+            if group.first(files.result.exists) and not run.fresh:
+                print(f"stage {run.stage.name} is finished; started over with --fresh it would need:")
+                run = dataclasses.replace(run, fresh=True)
+            print("\n".join(plan_lines(*set_up(run, build_model, stop, group))))
+            return
+        with contextlib.ExitStack() as stack:
+            group.first(lambda: stack.enter_context(locked(run.ladder.lock(run.stage.name))))
+            if group.first(files.result.exists) and not run.fresh:
+                group.first(lambda: report_finished(run, files))
+                return
+            stage = _begin(run, build_model, stop, group)
+            with _save_on_failure(stage):
+                with Progress(run.stage.name, step=stage.state.step, max_steps=stage.learner.stage.max_steps) as shown:
+                    stage.learner.say = shown.say
+                    _loop(stage, shown)
+                _finish(stage)
+
+
+def _begin(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Stage:
+    """Everything checked, built and loaded; the first files change after all that can be refused has been."""
+    stage, start = set_up(run, build_model, stop, group)
+    print(machine_line(stage.learner.device, stage.learner.precision))
+    if not group.is_alone:
+        print(f"{group.world_size} processes share each batch of {run.stage.batch_size} sequences")
+    print(f"stage {run.stage.name}: {start.description}", flush=True)
+    if run.minutes is not None:
+        fit_to_minutes(stage, run.minutes, measure_speed(stage))
+    load_start(stage.learner, start)
+    if run.fresh:
+        group.first(lambda: _set_aside(stage))
+    stage.state.micro_batch_size = stage.learner.micro_batch_size
+    _check_windows(stage)
+    if stage.state.best_step >= 0 and (lost := stage.checkpoints.lost_best()):
+        stage.state.forget_best()
+        say(f"warning: {lost}; the best loss is reset at step {stage.state.step:,}")
+    stage.log.truncate_after(stage.state.step, evaluated_at=stage.state.evaluated_at)
+    record_start(stage, start)
+    return stage
+
+
+def _set_aside(stage: Stage) -> None:
+    """Keep what earlier training of the stage left under other names."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    stage.log.set_aside(stamp)
+    for path in stage.checkpoints.files.set_aside(stamp):
+        print(f"the old file is kept as {path.name}")
+
+
+def _check_windows(stage: Stage) -> None:
+    """Reset the best loss if evaluations read something else than before; its weights are kept."""
+    windows = f"{len(stage.windows)} of {stage.text.val.fingerprint}"
+    if stage.state.windows not in ("", windows):
+        stage.state.forget_best()
+        stage.state.evaluated_at = -1
+        aside = stage.checkpoints.put_best_aside()
+        say(f"the validation data changed, so the best loss was reset; the previous best weights are {aside.name}")
+    stage.state.windows = windows
+
+
+@contextlib.contextmanager
+def _save_on_failure(stage: Stage) -> Iterator[None]:
+    """Save what is done, on rank 0 alone, when data, memory or the other ranks fail.
+
+    They fail in steps that have not moved anything yet, in evaluations, saves and agreements: the state is whole.
+    """
+    try:
+        yield
+    except (DataError, OutOfMemory, OthersFailed, PeerLost):
+        group = stage.learner.group
+        group.disband()
+        if group.is_first and stage.learner.is_finite():
+            stage.checkpoints.save(stage.learner, stage.state)
+        raise
+
+
+def _loop(stage: Stage, shown: Progress) -> None:
+    """Train until the last step, the end of patience, or a signal."""
+    state, learner, pace = stage.state, stage.learner, stage.pace
+    pace.begin()
+    while True:
+        if _save_is_due(stage):
+            if learner.is_finite():
+                stage.checkpoints.save(learner, state)
+            else:
+                _roll_back(stage, shown, "weights were not finite")
+        if _evaluation_is_due(stage):
+            _evaluate(stage, shown)
+        if state.step >= learner.stage.max_steps or _is_out_of_patience(stage):
+            return
+        if stage.stop.requested:
+            _leave(stage)
+        if time.monotonic() - stage.checkpoints.saved_at >= 60 * learner.stage.save_minutes and learner.group.is_first:
+            stage.stop.request_save()
+        tick = time.perf_counter()
+        n = steps_until_a_pause(state.step, learner.stage, pace)
+        results = learner.steps(stage.batches, state.step, n, skip=state.batch_offset)
+        seconds = time.perf_counter() - tick
+        pace.count(len(results), seconds)
+        state.train_seconds += seconds
+        _note_steps(stage, results, shown)
+        refit(stage)
+
+
+def steps_until_a_pause(step: int, schedule: StageConfig, pace: Pace) -> int:
+    """How many steps may be taken before something else is due; of slow ones few, so that signals are heard soon."""
+    due = [schedule.max_steps - step]
+    due += [interval - step % interval for interval in (schedule.eval_interval, schedule.save_interval)]
+    if not pace.steps:
+        return min(2, *due)  # their speed is not known yet
+    return max(1, min(*due, int(_SECONDS_WITHOUT_LOOKING * pace.steps / pace.seconds)))
+
+
+def _note_steps(stage: Stage, results: list[StepResult], shown: Progress) -> None:
+    """Count steps in their order. Those after a rollback were learned by weights that are gone."""
+    state, rollbacks = stage.state, stage.state.rollbacks
+    _note_memory(stage)
+    for result in results:
+        state.step += 1
+        if result.applied:
+            _note_loss(stage, result, shown)
+        else:
+            _note_skipped(stage, result, shown)
+        if state.rollbacks != rollbacks:
+            return
+
+
+def _note_memory(stage: Stage) -> None:
+    """Record it if memory ran out and the learner continues with smaller micro-batches."""
+    if stage.state.micro_batch_size != stage.learner.micro_batch_size:
+        stage.state.micro_batch_size = stage.learner.micro_batch_size
+        stage.log.write("out of memory", step=stage.state.step, micro_batch_size=stage.state.micro_batch_size)
+
+
+def _note_loss(stage: Stage, result: StepResult, shown: Progress) -> None:
+    """Count an update, and record it when it is due."""
+    state, schedule, pace = stage.state, stage.learner.stage, stage.pace
+    if z := state.note_loss(result.train_loss):
+        stage.log.write("spike", step=state.step, train_loss=result.train_loss, z=round(z, 1))
+        shown.say(f"step {state.step:,}: loss {result.train_loss:.3f} is {z:.0f} standard deviations above its mean")
+    if state.step % schedule.log_interval and state.step < schedule.max_steps:
+        return
+    train_loss = sum(state.recent_losses) / len(state.recent_losses)
+    state.recent_losses = []
+    tokens_per_s = stage.run.ladder.tokens_per_step(schedule) * pace.steps / pace.seconds
+    stage.log.write(
+        "train",
+        step=state.step,
+        train_loss=train_loss,
+        grad_norm=result.grad_norm,
+        lr=lr_at(state.step - 1, schedule),
+        tokens_per_s=round(tokens_per_s),
+    )
+    left = duration_words(pace.seconds_left(schedule.max_steps - state.step, schedule.eval_interval))
+    shown.show(state.step, schedule.max_steps, f"loss {train_loss:.3f}, {tokens_per_s:,.0f} tokens/s, {left} left")
+
+
+def _note_skipped(stage: Stage, result: StepResult, shown: Progress) -> None:
+    """Count a step that moved nothing; many in a row lead back to the last good state."""
+    state = stage.state
+    state.note_skipped()
+    stage.log.write("skipped", step=state.step, train_loss=str(result.train_loss), grad_norm=str(result.grad_norm))
+    shown.say(f"step {state.step:,} skipped: loss {result.train_loss}, gradient norm {result.grad_norm}")
+    if state.skipped_in_a_row >= _SKIPPED_IN_A_ROW:
+        _roll_back(stage, shown, f"{state.skipped_in_a_row} steps in a row were not finite")
+
+
+def _roll_back(stage: Stage, shown: Progress, why: str) -> None:
+    """Go back to the last good resume state and leave out the batches read since; at most three times in a stage."""
+    state, step = stage.state, stage.state.step
+    if state.rollbacks >= _ROLLBACKS:
+        raise TrainingFailed(
+            f"{why}, for the {state.rollbacks + 1}th time, at step {step:,}. The best weights so far are in "
+            f"{stage.checkpoints.files.best}; lower max_lr in config.py, or look at the text, and start over with "
+            "--fresh"
+        )
+    loaded = stage.checkpoints.resume_state()
+    if loaded is None:
+        raise TrainingFailed(f"{why} at step {step:,}, and there is no resume state to go back to")
+    stage.learner.load(loaded.payload)
+    state.go_back_to(TrainState(**loaded.payload["progress"]))
+    stage.log.truncate_after(state.step, evaluated_at=state.evaluated_at)
+    stage.log.write("rollback", step=state.step, from_step=step, why=why, batches_left_out=state.batch_offset)
+    shown.say(
+        f"{why}: back to step {state.step:,}, leaving out the batches in between ({state.rollbacks} of {_ROLLBACKS})"
+    )
+
+
+def _save_is_due(stage: Stage) -> bool:
+    step, schedule = stage.state.step, stage.learner.stage
+    if not stage.pace.steps:
+        return step == 0  # tries the disk before hours are spent; what was just loaded needs no saving
+    if step >= schedule.max_steps or stage.state.skipped_in_a_row:
+        return False  # about to be finished; or not known to be good
+    return stage.stop.take_save_request() or step % schedule.save_interval == 0
+
+
+def _evaluation_is_due(stage: Stage) -> bool:
+    step, schedule = stage.state.step, stage.learner.stage
+    return (step % schedule.eval_interval == 0 or step >= schedule.max_steps) and stage.state.evaluated_at != step
+
+
+def _is_out_of_patience(stage: Stage) -> bool:
+    patience = stage.learner.stage.patience
+    return patience is not None and stage.state.bad_evals >= patience
+
+
+def _evaluate(stage: Stage, shown: Progress) -> None:
+    """Measure and record, and keep the weights if they are the best so far. A signal ends it without a verdict."""
+    state, tick = stage.state, time.perf_counter()
+    try:
+        measured = stage.learner.evaluate(stage.windows, stage.stop.check_here)
+    except Interrupted:
+        _leave(stage)
+        raise
+    _note_memory(stage)
+    is_best = state.note_evaluation(measured.val_loss)
+    stage.log.write(
+        "evaluation", step=state.step, **measured.record(), best=is_best, train_seconds=round(state.train_seconds, 1)
+    )
+    patience = stage.learner.stage.patience
+    bad = f" ({state.bad_evals} of {patience} without improvement)" if patience else ""
+    shown.say(f"step {state.step:,}: {measured.description}{' (best)' if is_best else bad}")
+    if is_best:
+        stage.checkpoints.keep_best(stage.learner, state)
+    stage.pace.count_evaluation(time.perf_counter() - tick)
+    refit(stage)
+
+
+def _leave(stage: Stage) -> None:
+    """Save and leave, as a signal asked."""
+    saved = stage.learner.is_finite() and stage.checkpoints.save(stage.learner, stage.state)
+    say(f"{'saved' if saved else 'NOT saved'} at step {stage.state.step:,}; to continue: {stage.run.again()}")
+    stage.stop.check()
+
+
+def _finish(stage: Stage) -> None:
+    """Give the best weights their final name and print what comes next."""
+    state, ladder, name = stage.state, stage.run.ladder, stage.run.stage.name
+    stage.checkpoints.finish(state)
+    stage.log.write(
+        "finished",
+        step=state.step,
+        best_step=state.best_step,
+        best_loss=state.best_loss,
+        train_seconds=round(state.train_seconds, 1),
+        peak_memory=peak_memory(stage.learner.device),
+    )
+    why = "patience ran out" if _is_out_of_patience(stage) else "all steps done"
+    print(
+        f"stage {name} finished ({why}) after {state.step:,} steps and {duration_words(state.train_seconds)} of "
+        f"training: val_loss {state.best_loss:.4f} at step {state.best_step:,} -> {stage.checkpoints.files.result}"
+    )
+    print(f"next: {_next_command(ladder, name)}")
+
+
+def _next_command(ladder: Ladder, name: str) -> str:
+    names = [stage.name for stage in ladder.stages]
+    following = names[names.index(name) + 1 :]
+    if following:
+        return stage_command(ladder, following[0])
+    return ladder.command("generate.py") + ' --prompt "Once upon a time"'
