@@ -56,8 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write_toy_tokens: Callable[
     folder = tmp_path_factory.mktemp("stages")
     for case in STAGES:
         ladder = ladder_of(folder, case)
-        write_toy_tokens(ladder.folder("data") / TOY_TINY.train_file, n_tokens=5000)
-        write_toy_tokens(ladder.folder("data") / TOY_TINY.val_file, seed=10)
+        write_toy_tokens(ladder.folder("data") / "train.bin", n_tokens=5000)
+        write_toy_tokens(ladder.folder("data") / "val.bin", seed=10)
         text = f"from storyladder.settings import *\nPRESETS = ({ladder!r},)\n"
         (folder / f"{case}.py").write_text(text, encoding="utf-8")
     stores = {  # which torchrun holds

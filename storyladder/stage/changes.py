@@ -23,17 +23,19 @@ def check_optimizer(payload: Payload, path: Path, stage: StageConfig) -> None:
 
 def _saved_settings(payload: Payload) -> dict[str, Any]:
     """The stage's settings in a checkpoint; what it does not name yet had the default's effect."""
+    saved = payload["settings"]["stages"][-1]
     later = {
         field.name: field.default
         for field in dataclasses.fields(StageConfig)
         if field.default is not dataclasses.MISSING
     }
-    return {**later, **payload["settings"]["stages"][-1]}
+    return {"corpus": saved.get("name"), **later, **saved}  # a corpus had the name of its stage
 
 
 # Settings that say how to run, when to look and where to keep it: they change nothing of what is learned, except that
 # the draws of dropout follow the micro-batches.
 _FREE_SETTINGS = {
+    "script",
     "result_file",
     "micro_batch_size",
     "threads",
@@ -55,6 +57,8 @@ def changes_since(payload: Payload, ladder: Ladder, stage: StageConfig, data: di
         for name, value in now.items()
         if name not in _FREE_SETTINGS and saved.get(name) != value
     ]
+    if (tokenizer := payload["settings"].get("tokenizer", "gpt2")) != ladder.tokenizer:
+        changed.append(f"tokenizer was {tokenizer} and is {ladder.tokenizer}")
     if payload["settings"]["model"].get("dropout") != ladder.model.dropout:
         changed.append(f"dropout was {payload['settings']['model'].get('dropout')} and is {ladder.model.dropout}")
     changed += [f"the content of {name} changed" for name in data if payload["data"].get(name) != data[name]]
