@@ -1,1 +1,1 @@
-"""Storyladder: three rungs of stories, one small GPT. The rooms are described in README.md."""
+"""Storyladder: three rungs of stories, one small GPT. The rooms are described in docs/architecture.md."""

@@ -21,11 +21,9 @@ import torch
 from stages import MICROS, assert_same_curve, elsewhere, files_of, poisoned, run_of, with_stage
 from steppers import FP32, PLAIN, STAGE, STAGES, everything
 from torch import Tensor
-from torch.nn import functional as F
 
 from model import GPT
-from storyladder.learning import attention, device_steps, learner, loss
-from storyladder.learning.attention import causal_attention
+from storyladder.learning import device_steps, learner, loss
 from storyladder.learning.device_steps import MODES, MOST_STEPS, DeviceSteps, StepMode, first_working
 from storyladder.learning.learner import Learner
 from storyladder.learning.loss import entropy_, fused_entropy_, next_token_loss
@@ -155,27 +153,6 @@ def test_single_steps_may_follow_and_go_on_from_there(small_gpt: BuildGPT, stage
     for k in (3, 4):
         results.append(stepper_of(model, optimizer).step(windows(some_starts()[k]), k, LRS[k]))
     assert_same((results, everything(model, optimizer)), expected)
-
-
-@STAGES
-def test_another_optimizer_state_or_micro_batch_needs_other_steps(small_gpt: BuildGPT, stage: StageConfig) -> None:
-    model = small_gpt()
-    optimizer = build_optimizer(model, stage)
-    stepper = stepper_of(model, optimizer)
-    steps = DeviceSteps(stepper, IDS, T, torch.device("cpu"))
-    assert steps.still_fit()
-    steps.take(0, some_starts(), LRS)
-    assert steps.still_fit()
-    for name, other in (("micro_batch_size", 2), ("optimizer", build_optimizer(model, STAGE))):
-        before = getattr(stepper, name)
-        setattr(stepper, name, other)
-        assert not steps.still_fit()
-        setattr(stepper, name, before)
-    assert steps.still_fit()
-    state = optimizer.state[model.get_parameter("transformer.h.0.mlp.c_fc.weight")]
-    moment = "exp_avg" if "exp_avg" in state else "momentum"
-    state[moment] = state[moment].clone()
-    assert not steps.still_fit()
 
 
 # --- compiling, and machines where it does not work -------------------------------------------------------------------
@@ -422,22 +399,6 @@ def test_a_padded_vocabulary_is_the_same_loss(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(loss._COLUMNS, "cpu", 8)
     for one, other in zip(found(), plain, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
-
-
-def test_padded_heads_are_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    qkv = torch.randn(2, 9, 3 * 2 * 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    plain = causal_attention(qkv, 2)
-    widths: list[int] = []
-    real = F.scaled_dot_product_attention
-
-    def watched(q: Tensor, *rest: Any, **named: Any) -> Tensor:
-        widths.append(q.size(-1))
-        return real(q, *rest, **named)
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    monkeypatch.setitem(attention._WIDTHS, "cpu", 8)
-    torch.testing.assert_close(causal_attention(qkv, 2), plain, rtol=0, atol=1e-12)
-    assert widths == [8]
 
 
 # --- whole stages -----------------------------------------------------------------------------------------------------

@@ -102,7 +102,7 @@ def test_memory_that_runs_out_in_one_process_halves_the_micro_batch_of_all(folde
     first, second = found_by_both(folder, "memory")
     assert first["error"] == "NoneType: None" and first == second
     events = [(record["step"], record["micro_batch_size"]) for record in records_of(ladder, "out of memory")]
-    assert events == [(0, 16), (0, 8), (0, 4), (0, 2), (3, 1)]
+    assert events == [(0, 16), (0, 2), (3, 1)]
     assert_same_curve(alone, ladder)
 
 

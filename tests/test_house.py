@@ -14,6 +14,11 @@ from pathlib import Path
 import pytest
 from running import PROJECT, SCRIPTS, flags_of
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # which pytest needs there
+    import tomli as tomllib
+
 ROOT_FILES = {*SCRIPTS, "config.py", "model.py"}
 LONGEST_FUNCTION = 70
 # Floors, lowest first. A module may import what lies below it and its own room, the part of its name listed here.
@@ -40,14 +45,8 @@ ONLY = {
     ),
     "storyladder.unknown_flags": ("storyladder.settings",),
     "config": ("storyladder.settings", "storyladder.command_line"),
-    "model": (
-        "storyladder.settings",
-        "storyladder.learning.activation",
-        "storyladder.learning.attention",
-        "storyladder.learning.dropout",
-        "storyladder.learning.layer_norm",
-        "storyladder.learning.linear",
-    ),
+    "storyladder.layers": ("storyladder.layers",),
+    "model": ("storyladder.settings", "storyladder.layers"),
 }
 STANDARD_LIBRARY_ONLY = (
     *("storyladder.settings", "storyladder.command_line", "storyladder.unknown_flags", "config"),
@@ -124,6 +123,10 @@ def test_some_rooms_are_stricter_than_their_floor(room: str) -> None:
     assert members
     found = {target for name in members for target in ours_imported_by(name)}
     assert {target for target in found if not any(is_in(target, allowed) for allowed in ONLY[room])} == set()
+
+
+def test_model_imports_the_layers_in_one_line() -> None:
+    assert ours_imported_by("model") == {"storyladder.layers", "storyladder.settings"}
 
 
 @pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)
@@ -257,7 +260,7 @@ def test_the_check_of_commands_finds_what_would_be_refused() -> None:
     ]
 
 
-BENCHMARKS = [f"benchmarks/{name}.py" for name in ("training", "generation", "startup", "sharing")]
+BENCHMARKS = [f"benchmarks/{name}.py" for name in ("training", "generation", "startup", "sharing", "ladder_picture")]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "config.py", *BENCHMARKS])
@@ -268,12 +271,142 @@ def test_the_commands_in_the_docstring_of_a_script_are_known(script: str) -> Non
     assert faults_in(text.replace("my_config.py", "config.py")) == []
 
 
-def test_the_commands_in_the_readme_are_known() -> None:
-    readme = PROJECT / "README.md"
-    if readme.exists():
-        text = readme.read_text(encoding="utf-8")
-        assert commands_in(text)
-        assert faults_in(text) == []
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((PROJECT / "docs").glob("*.md"))))
+
+
+def page(name: str) -> str:
+    return (PROJECT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_on_a_page_are_known(name: str) -> None:
+    text = page(name).replace("my_config.py", "config.py")
+    assert faults_in(text) == []
+    assert unknown_targets_in(text) == []
+
+
+def test_the_readme_shows_commands() -> None:
+    assert len(commands_in(page("README.md"))) > 10
+
+
+def unknown_targets_in(text: str) -> list[str]:
+    """What `make` is told to make, in code, and cannot."""
+    targets = set(re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    return [
+        target for target in re.findall(r"(?:`|^ {4}|run: )make ([\w-]+)", text, re.MULTILINE) if target not in targets
+    ]
+
+
+def test_the_check_of_make_targets_finds_what_is_not_there() -> None:
+    text = (
+        "    make demo   # make nothing\n`make test`, `make tests`\nThey make sense.\n  - run: make chek PYTHON=python"
+    )
+    assert unknown_targets_in(text) == ["tests", "chek"]
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+_LINK = re.compile(r"""\]\(([^)\s]+)\)|(?:src|srcset|href)="([^"]+)\"""")
+
+
+def links_in(text: str) -> list[str]:
+    """Where its links and pictures lead, outside of code."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    return [first or second for first, second in _LINK.findall(text)]
+
+
+def anchors_of(text: str) -> set[str]:
+    """The anchors that a forge gives to headings: lower case, no punctuation, hyphens for spaces."""
+    headings = re.findall(r"^#+ +(.+?) *$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def broken_links_in(text: str, folder: Path) -> list[str]:
+    """Links to files of ours, or to headings in them, that are not there."""
+    broken = []
+    for link in links_in(text):
+        target, _, anchor = link.partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        path = folder / target if target else None
+        there = path is None or path.exists()
+        if there and anchor:
+            there = anchor in anchors_of(path.read_text(encoding="utf-8") if path else text)
+        if not there:
+            broken.append(link)
+    return broken
+
+
+@pytest.mark.parametrize("name", [*PAGES, "benchmarks/RESULTS.md", "tests/faults/RESULTS.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    assert broken_links_in(page(name), (PROJECT / name).parent) == []
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    reached, left = set(), ["README.md"]
+    while left:
+        name = left.pop()
+        reached.add(name)
+        targets = [link.partition("#")[0] for link in links_in(page(name)) if ":" not in link]
+        found = {str((PROJECT / name).parent.joinpath(t).resolve().relative_to(PROJECT)) for t in targets if t}
+        left += sorted((found & set(PAGES)) - reached)
+    assert set(PAGES) - reached == set()
+
+
+def test_the_check_of_links_finds_what_is_broken() -> None:
+    text = """# Fast? Yes
+    [a](README.md) [b](#fast-yes) [c](https://example.org/x) <img src="docs/none.png"> `[d](none.md)`
+    [e](LOG.md#no-such-heading) [f](docs/distributed.md#how-it-works) [g](#slow)
+    """
+    assert broken_links_in(text, PROJECT) == ["docs/none.png", "LOG.md#no-such-heading", "#slow"]
+
+
+def test_the_readme_is_for_newcomers() -> None:
+    words = [
+        word for word in page("README.md").split() if any(map(str.isalpha, word))
+    ]  # not numbers, not the | of tables
+    assert len(words) < 1_400, "move detail to docs/"
+
+
+def test_pictures_are_small() -> None:
+    large = {
+        path.name: path.stat().st_size for path in (PROJECT / "docs").rglob("*.png") if path.stat().st_size > 100_000
+    }
+    assert large == {}
+
+
+# --- metadata ---------------------------------------------------------------------------------------------------------
+
+
+def required_in(name: str) -> list[str]:
+    """The packages of a requirements file, without the files that it includes."""
+    lines = [line.partition("#")[0].strip() for line in page(name).splitlines()]
+    return [line for line in lines if line and not line.startswith("-")]
+
+
+def test_the_dependencies_of_the_project_are_those_of_the_requirements() -> None:
+    metadata = tomllib.loads(page("pyproject.toml"))
+    assert metadata["project"]["dependencies"] == required_in("requirements.txt")
+    assert metadata["dependency-groups"]["dev"] == required_in("requirements-dev.txt")
+    assert "build-system" not in metadata, "scripts run from the clone; there is nothing to install"
+
+
+def test_the_same_versions_stand_everywhere() -> None:
+    metadata = tomllib.loads(page("pyproject.toml"))
+    oldest = metadata["project"]["requires-python"].removeprefix(">=")
+    assert metadata["tool"]["ruff"]["target-version"] == f"py{oldest.replace('.', '')}"
+    assert metadata["tool"]["mypy"]["python_version"] == oldest
+    assert f'python: "{oldest}"' in page(".github/workflows/tests.yml") and f"Python {oldest}" in page(
+        "CONTRIBUTING.md"
+    )
+    assert f"version: {metadata['project']['version']}\n" in page("CITATION.cff")
+
+
+def test_the_workflow_and_the_hooks_run_what_make_runs() -> None:
+    workflow, makefile = page(".github/workflows/tests.yml"), page("Makefile")
+    assert unknown_targets_in(workflow) == [] and "run: make test" in workflow and "run: make check" in workflow
+    hooks = re.findall(r"entry: \.venv/bin/python (.+)", page(".pre-commit-config.yaml"))
+    assert hooks and [hook for hook in hooks if f"\t$(PY) {hook}\n" not in makefile] == []
 
 
 def test_the_flags_that_messages_propose_are_known() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model import GPT
-from storyladder.learning import activation, attention, dropout, layer_norm, linear, loss
+from storyladder.layers.kernels import PARTS, Part, without_kernels
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.step import StepResult
 from storyladder.runtime.machine import Precision
@@ -43,19 +43,15 @@ def take_step(
     return stepper_of(model, optimizer, **changes).step(batch, step, lr)
 
 
-@pytest.mark.parametrize("kernels", [True, False])
-def test_a_step_in_bf16_has_the_gradients_of_fp64_but_for_rounding(
-    small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch, kernels: bool
-) -> None:
-    """Large enough for every kernel that a CPU with AMX takes; and without kernels, as where there is no compiler."""
-    if not kernels:
-        for module in (activation, attention, dropout, layer_norm, linear, loss):
-            monkeypatch.setattr(module, "kernels_for", lambda x: None)
+@pytest.mark.parametrize("off", [(), PARTS], ids=["kernels", "no kernels"])
+def test_a_step_in_bf16_has_the_gradients_of_fp64_but_for_rounding(small_gpt: BuildGPT, off: tuple[Part, ...]) -> None:
+    """Large enough for every kernel that a CPU with AMX uses; and without kernels, as where there is no compiler."""
     sizes = {"far": 0.1, "n_head": 4, "n_embd": 64, "context_length": 128}
     ids = torch.randint(40, (8, 129), generator=torch.Generator().manual_seed(1))
     batch, bf16 = (ids[:, :-1], ids[:, 1:]), Precision(torch.bfloat16, "a test wants it", "cpu")
     exact_loss, exact = accumulated(small_gpt(**sizes).double(), batch, 8)
-    loss_there, found = accumulated(small_gpt(**sizes), batch, 8, precision=bf16)
+    with without_kernels(*off):
+        loss_there, found = accumulated(small_gpt(**sizes), batch, 8, precision=bf16)
     assert loss_there == pytest.approx(exact_loss, rel=2**-8)
     for name, gradient in found.items():
         error = (gradient.double() - exact[name]).norm() / exact[name].norm()

@@ -56,7 +56,7 @@ MODES = (  # best first; where the first fails for want of graphs the second doe
 
 
 class DeviceSteps:
-    """Steps of one Stepper that run ahead. `take` may be called as long as `still_fit` says so."""
+    """Steps of one Stepper that run ahead, as long as its optimizer and its micro-batch size stay what they are."""
 
     def __init__(
         self, stepper: Stepper, ids: npt.NDArray[np.uint16], context_length: int, device: torch.device
@@ -64,7 +64,6 @@ class DeviceSteps:
         assert not stepper.scaler.is_enabled(), "fp16 needs the host to look at every step"
         self._stepper = stepper
         self._model, self._optimizer = stepper.model, stepper.optimizer
-        self._micro_batch_size = stepper.micro_batch_size
         batch_size = stepper.stage.batch_size
         self._share = stepper.group.share_of(batch_size)  # the rows of a batch that are this rank's
         self._hidden: Callable[[Tensor], Tensor] = self._model.hidden
@@ -82,14 +81,6 @@ class DeviceSteps:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         make_moments(self._optimizer)
-        self._states = self._state_tensors()
-
-    def still_fit(self) -> bool:
-        """Whether all that these steps work on is still in its place; loading a checkpoint may move optimizer state."""
-        if (self._stepper.optimizer, self._stepper.micro_batch_size) != (self._optimizer, self._micro_batch_size):
-            return False
-        now = self._state_tensors()
-        return len(now) == len(self._states) and all(a is b for a, b in zip(now, self._states, strict=True))
 
     def take(self, first: int, starts: Sequence[npt.NDArray[np.int64]], lrs: Sequence[float]) -> list[StepResult]:
         """Updates number `first` and on: one for each list of window starts, (batch_size,), and learning rate."""

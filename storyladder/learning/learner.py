@@ -83,7 +83,7 @@ class Learner(Stepper):
                 # Rank 0 counts for all, since n may come from a clock.
                 numbers = range(first, first + min(self.group.from_first(n), MOST_STEPS))
                 starts = [batches.starts(number + skip) for number in numbers]
-                if self._ahead is None or not self._ahead.still_fit():
+                if self._ahead is None:
                     modes = [mode for mode in MODES if self._may_compile or not mode.compiled]
                     self.prepare_ahead(batches, starts[0], modes)
                     return []
@@ -171,7 +171,10 @@ class Learner(Stepper):
         self._start_optimizer()
 
     def _start_optimizer(self) -> None:
-        self.optimizer = reset_optimizer(self.optimizer, self.model, self.stage, self.precision.product_dtype)
+        before = self.optimizer
+        self.optimizer = reset_optimizer(before, self.model, self.stage, self.precision.product_dtype)
+        if self.optimizer is not before:
+            self._ahead = None  # its steps are those of the optimizer before
         self.scaler = self.precision.scaler()
 
     def _join_group(self) -> None:
@@ -209,8 +212,8 @@ class Learner(Stepper):
         if self.parallel is not None:  # it may be waiting for the rest of a backward
             self.parallel.close()
             self.parallel = None
+        self._ahead = None
         if self.device.type == "cuda":
-            self._ahead = None
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()

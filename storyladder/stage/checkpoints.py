@@ -42,7 +42,6 @@ class Checkpoints:
     def save(self, learner: Learner, state: TrainState) -> bool:
         """Write the resume state; False if the disk refused, SaveFailed if it did so several times in a row."""
         self.saved_at = time.monotonic()
-        state.micro_batch_size = learner.micro_batch_size
         if not self._save_best(state.step):
             return False  # a resume state that refers to unsaved best weights could not be resumed
 

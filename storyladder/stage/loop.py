@@ -164,9 +164,7 @@ def steps_until_a_pause(step: int, schedule: StageConfig, pace: Pace) -> int:
 def _note_steps(stage: Stage, results: list[StepResult], shown: Progress) -> None:
     """Count steps in their order. Those after a rollback were learned by weights that are gone."""
     state, rollbacks = stage.state, stage.state.rollbacks
-    if state.micro_batch_size != stage.learner.micro_batch_size:
-        state.micro_batch_size = stage.learner.micro_batch_size
-        stage.log.write("out of memory", step=state.step, micro_batch_size=state.micro_batch_size)
+    _note_memory(stage)
     for result in results:
         state.step += 1
         if result.applied:
@@ -175,6 +173,13 @@ def _note_steps(stage: Stage, results: list[StepResult], shown: Progress) -> Non
             _note_skipped(stage, result, shown)
         if state.rollbacks != rollbacks:
             return
+
+
+def _note_memory(stage: Stage) -> None:
+    """Record it if memory ran out and the learner continues with smaller micro-batches."""
+    if stage.state.micro_batch_size != stage.learner.micro_batch_size:
+        stage.state.micro_batch_size = stage.learner.micro_batch_size
+        stage.log.write("out of memory", step=stage.state.step, micro_batch_size=stage.state.micro_batch_size)
 
 
 def _note_loss(stage: Stage, result: StepResult, shown: Progress) -> None:
@@ -258,6 +263,7 @@ def _evaluate(stage: Stage, shown: Progress) -> None:
     except Interrupted:
         _leave(stage)
         raise
+    _note_memory(stage)
     is_best = state.note_evaluation(measured.val_loss)
     stage.log.write(
         "evaluation", step=state.step, **measured.record(), best=is_best, train_seconds=round(state.train_seconds, 1)

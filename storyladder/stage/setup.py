@@ -13,7 +13,7 @@ import torch
 from storyladder.command_line import StageRun
 from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
 from storyladder.corpus.tokenizer import Tokenizer, gpt2_tokenizer
-from storyladder.learning.kernels import why_no_kernels
+from storyladder.layers.kernels import why_no_kernels
 from storyladder.learning.learner import Learner
 from storyladder.learning.memory import fitting_micro_batch, useful_threads
 from storyladder.learning.network import BuildModel
