@@ -220,6 +220,7 @@ def test_the_products_own_step_is_what_races(tiny_ladder: Ladder) -> None:
     assert [reading["losses"][0] for reading in races[0][training.COMPACT].readings] == pytest.approx(losses[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", WITHOUT)
 def test_the_step_without_one_of_its_means_gives_the_same_loss(
     tiny_ladder: Ladder, monkeypatch: pytest.MonkeyPatch, part: str
@@ -320,6 +321,7 @@ def test_telling_is_compared_by_medians() -> None:
     assert "not measured: away" in generation.table(found)[-1]
 
 
+@pytest.mark.slow
 def test_start_up_says_the_slowest_help_and_medians(toy_ladder: Ladder, tmp_path: Path) -> None:
     seconds = {"a.py --help": [0.3, 0.1, 0.2], "b.py --help": [0.4], startup.FIRST_STEP: [9.0, 7.0, 8.0]}
     line = startup.json_line({**seconds, startup.FIRST_WORD: [2.0]})

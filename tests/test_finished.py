@@ -136,6 +136,7 @@ def test_stage_2_says_that_it_comes_from_another_stage_1(retrained: Ladder, caps
     train(retrained, "children")
 
 
+@pytest.mark.slow
 def test_who_tells_with_it_is_told_with_the_command(retrained: Ladder) -> None:
     assert load_teller(retrained, None, GPT, CPU).notes == [
         f"note: {STALE}; to train it again: python train_children.py --fresh"
@@ -144,12 +145,14 @@ def test_who_tells_with_it_is_told_with_the_command(retrained: Ladder) -> None:
     assert load_teller(retrained, None, GPT, CPU).notes == []
 
 
+@pytest.mark.slow
 def test_stage_3_is_warned_of_a_break_two_stages_above(retrained: Ladder, capsys: Heard) -> None:
     train(retrained, "simple")
     assert f"warning: {STALE}; to train it again: python train_children.py --fresh" in capsys.readouterr().err
     assert [note for note in load_teller(retrained, None, GPT, CPU).notes if STALE in note]
 
 
+@pytest.mark.slow
 def test_an_unfinished_stage_2_is_not_continued_on_another_stage_1_unasked(toy_data: Ladder) -> None:
     train(toy_data, "tiny")
     interrupt_in_step(toy_data, 2, "children")
@@ -162,6 +165,7 @@ def test_an_unfinished_stage_2_is_not_continued_on_another_stage_1_unasked(toy_d
     assert result is not None and [name for name, _ in broken_links(longer, longer.stage("children"), result.payload)]
 
 
+@pytest.mark.slow
 def test_the_same_stage_1_trained_again_breaks_nothing(toy_data: Ladder) -> None:
     """Its weights are the same, bit for bit, though its times are others."""
     train(toy_data, "tiny", "children")
@@ -170,6 +174,7 @@ def test_the_same_stage_1_trained_again_breaks_nothing(toy_data: Ladder) -> None
     assert load_teller(toy_data, None, GPT, CPU).notes == []
 
 
+@pytest.mark.slow
 def test_checkpoints_of_an_older_version_load_and_are_taken_for_whole(toy_data: Ladder, capsys: Heard) -> None:
     train(toy_data, "tiny", "children")
     recorded = model_digest(read_checkpoint(result_of(toy_data, "tiny")))
