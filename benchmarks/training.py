@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.results import hardware_line, write_section
 from benchmarks.turns import Measured, race
 from storyladder.command_line import Parser, load_ladder, positive_number
-from storyladder.runtime.errors import say, user_errors
+from storyladder.runtime.errors import report, user_errors
 from storyladder.settings import PROJECT, Ladder, ModelConfig
 
 GB = 1e9
@@ -111,8 +111,8 @@ def run_races(
         products = [Contender(name=_products(each), kind="products", number_format=each) for each in formats]
         entries += [entry_of(each, workload) for each in products]
         share = max(0.0, deadline - time.monotonic()) / (len(groups) - number)
-        say(f"race {number + 1} of {len(groups)}, {share / 60:.1f} minutes: {', '.join(names)}")
-        found.append(race(entries, warmups=_WARMUPS, turns=steps, seconds=share, say=say))
+        report(f"race {number + 1} of {len(groups)}, {share / 60:.1f} minutes: {', '.join(names)}")
+        found.append(race(entries, warmups=_WARMUPS, turns=steps, seconds=share, say=report))
     return found, left_out
 
 
@@ -295,12 +295,12 @@ def contenders_for(device: str, *, compiled: bool) -> list[Any]:
 
 def measure(ladder: Ladder, *, device: str, steps: int, seconds: float, compiled: bool = False) -> dict[str, Any]:
     """All races on a ladder whose text is in place: `lines` for people, `json` for programs."""
-    from storyladder.runtime.machine import device_words, pick_device
+    from storyladder.runtime.machine import device_text, pick_device
 
     contenders = contenders_for(device, compiled=compiled)
     races, left_out = run_races(ladder, contenders, device=device, steps=steps, seconds=seconds)
     results = results_of(ladder, contenders, races, left_out)
-    words = device_words(pick_device(device))
+    words = device_text(pick_device(device))
     return {"lines": [*table(results), "", *peak_lines(races)], "json": json_line(results, device=words)}
 
 
@@ -338,7 +338,7 @@ def main(argv: list[str] | None = None) -> None:
 
         ladder = moved_to(preset, Path(folder))
         text = put_text(ladder, flags.data)
-        say(f"text: {text}")
+        report(f"text: {text}")
         if flags.curve is not None:
             title = "Training: the loss beside the plain loop's"
             formats = ("fp32", "bf16") if flags.bf16 else None

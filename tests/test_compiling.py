@@ -114,7 +114,7 @@ def test_a_folder_that_is_not_writable_is_named_and_the_compiler_not_blamed(
 
 def test_without_a_compiler_that_is_what_is_said(caches: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert why_not(source) == "no C compiler (cc, gcc or clang) here"
+    assert why_not(source) == "no C compiler (cc, gcc or clang) was found"
     assert not caches.exists()
 
 
@@ -126,7 +126,7 @@ def test_without_a_compiler_that_is_what_is_said(caches: Path, source: Path, mon
             "failed: x.c:1:",
         ),
         ("exit 3", "failed: status 3"),
-        ("exit 0", "made no library"),
+        ("exit 0", "produced no library"),
         ('for x; do last=$x; done; echo junk > "$last"', "do not load from"),
     ],
 )

@@ -1,8 +1,8 @@
-"""A C file as a library in this user's cache folder: compiled for this CPU at its first use, loaded by later runs.
+"""Compiles a C file for this CPU at its first use and caches the library in a folder of this user for later runs.
 
-The folder is private to the user: whoever could write there could run code in every training. It is
+The folder is private to the user: anyone who could write there could run code in every training run. It is
 $XDG_CACHE_HOME or ~/.cache, ~/Library/Caches on macOS, %LOCALAPPDATA% on Windows; else the folder for temporary files.
-What is in it may be deleted at any time.
+Its files may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ _COMPILE_SECONDS = 60
 
 
 class NotCompiled(Exception):
-    """Why there is no library, in words for the user."""
+    """There is no library; the message, for the user, is the reason."""
 
 
 def load_compiled(source: Path, flag_sets: Sequence[Sequence[str]], *, also: str = "") -> ctypes.CDLL:
-    """The library of a C file, compiled with the first set of flags that the compiler takes; else NotCompiled.
+    """Load the library of a C file, compiled with the first set of flags that the compiler accepts; else NotCompiled.
 
-    `also` names what else it depends on: with another value it is compiled anew.
+    `also` is anything else it depends on: if it changes, the library is compiled again.
     """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
-        raise NotCompiled("no C compiler (cc, gcc or clang) here")
+        raise NotCompiled("no C compiler (cc, gcc or clang) was found")
     reasons = []
     for folder in _cache_folders():
         try:
@@ -50,11 +50,11 @@ def load_compiled(source: Path, flag_sets: Sequence[Sequence[str]], *, also: str
 
 
 class _DoesNotLoad(Exception):
-    """A library was built, and the system refuses it: a folder without execution, another architecture."""
+    """A library was built, but the system refuses to load it: a noexec folder, another architecture."""
 
 
 def _cache_folders() -> Iterator[Path]:
-    """Where a library may be kept, the best place first."""
+    """Folders for the library, the best one first."""
     given = os.environ.get("LOCALAPPDATA" if os.name == "nt" else "XDG_CACHE_HOME", "")
     with contextlib.suppress(RuntimeError, OSError, KeyError):  # a user without a home
         usual = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
@@ -64,7 +64,7 @@ def _cache_folders() -> Iterator[Path]:
 
 
 def _make_private(folder: Path) -> None:
-    """The folder, made if need be, for this user alone. OSError if it is someone else's."""
+    """Create the folder if needed, readable by this user only. OSError if it belongs to someone else."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(os, "getuid"):
         if {folder.lstat().st_uid, folder.stat().st_uid} != {os.getuid()}:
@@ -86,7 +86,7 @@ def _load_or_compile(
             built = Path(scratch) / path.name
             failure = _compile(compiler, source, flags, built)
             if not failure:
-                _load(built)  # here, where a library that does not load is not kept
+                _load(built)  # while it is temporary: a library that does not load is not cached
                 os.replace(built, path)
                 return _load(path)
     raise NotCompiled(failure)
@@ -101,8 +101,8 @@ def _load(path: Path) -> ctypes.CDLL:
 
 
 def _compile(compiler: str, source: Path, flags: Sequence[str], built: Path) -> str:
-    """Write the library, or say why that failed."""
-    # Linked without -fopenmp: torch's own OpenMP answers the calls. A second one would bring its own threads.
+    """Build the library; returns why that failed, or an empty string."""
+    # Linked without -fopenmp: torch's OpenMP resolves the calls. A second OpenMP would start its own threads.
     steps = (
         [compiler, *flags, "-c", str(source), "-o", f"{built}.o"],
         [compiler, "-shared", f"{built}.o", "-o", str(built)],
@@ -116,13 +116,13 @@ def _compile(compiler: str, source: Path, flags: Sequence[str], built: Path) -> 
             return f"{compiler} cannot be run ({error.strerror})"
         if done.returncode:
             lines = [line.strip() for line in done.stderr.decode("utf-8", "replace").splitlines() if line.strip()]
-            told = next((line for line in lines if "error" in line), lines[0] if lines else f"status {done.returncode}")
-            return f"{compiler} failed: {told[:200]}"
-    return "" if built.exists() else f"{compiler} made no library"
+            why = next((line for line in lines if "error" in line), lines[0] if lines else f"status {done.returncode}")
+            return f"{compiler} failed: {why[:200]}"
+    return "" if built.exists() else f"{compiler} produced no library"
 
 
 def _fingerprint(compiler: str, flags: Sequence[str], source: Path, also: str) -> str:
-    """Changes with the source, the compiler and the CPU: a home on several machines keeps a library for each."""
+    """Depends on the source, the compiler and the CPU: a home shared by several machines has a library for each."""
     cpu = platform.processor()
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
