@@ -1,4 +1,4 @@
-# make demo and make test are all that a fresh machine with Python and make needs.
+# A fresh machine needs only Python and make: `make demo` and `make test` install the rest into .venv.
 
 PYTHON ?= python3
 VENV   := .venv

@@ -154,7 +154,7 @@ class Ours(_Trainer):
         }
         if contender.mode is not None:
             said: list[str] = []
-            self._learner.say = said.append
+            self._learner.report = said.append
             if self._learner.prepare_ahead(self._batches, self._batches.starts(0), [contender.mode]) != contender.mode:
                 raise RuntimeError(next(line for line in said if line.startswith("continuing without")))
         self._one_by_one, self._kernels_off = contender.one_by_one, contender.kernels_off

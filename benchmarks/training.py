@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.results import hardware_line, write_section
 from benchmarks.turns import Measured, race
 from storyladder.command_line import Parser, load_ladder, positive_number
-from storyladder.runtime.errors import UserError, say, user_errors
+from storyladder.runtime.errors import UserError, report, user_errors
 from storyladder.settings import PROJECT, Ladder, ModelConfig
 
 GB = 1e9
@@ -119,8 +119,8 @@ def run_races(
         products = [Contender(name=_products(each), kind="products", number_format=each) for each in formats]
         entries += [entry_of(each, workload) for each in products]
         share = max(0.0, deadline - time.monotonic()) / (len(groups) - number)
-        say(f"race {number + 1} of {len(groups)}, {share / 60:.1f} minutes: {', '.join(names)}")
-        found.append(race(entries, warmups=_WARMUPS, turns=steps, seconds=share, say=say))
+        report(f"race {number + 1} of {len(groups)}, {share / 60:.1f} minutes: {', '.join(names)}")
+        found.append(race(entries, warmups=_WARMUPS, turns=steps, seconds=share, say=report))
     return found, left_out
 
 
@@ -325,7 +325,7 @@ def measure_kernels(
 ) -> dict[str, Any]:
     """What each C kernel gains: `lines` for people, `json` for programs. UserError where there are none."""
     from storyladder.layers.kernels import why_no_kernels
-    from storyladder.runtime.machine import device_words, pick_device
+    from storyladder.runtime.machine import device_text, pick_device
 
     chosen = pick_device(device)
     if chosen.type != "cpu":
@@ -335,7 +335,7 @@ def measure_kernels(
     contenders = kernel_contenders("bf16" if bf16 else _product_format(device), compiled=compiled)
     races, left_out = run_races(ladder, contenders, device=device, steps=steps, seconds=seconds)
     results = results_of(ladder, contenders, races, left_out)
-    line = json_line(results, device=device_words(chosen))
+    line = json_line(results, device=device_text(chosen))
     kept = ("seconds_per_step", "n", "notes", "device", "versions")
     times = {each.name: _rounded(_times_as_long(each)) for each in results}
     return {"lines": kernel_table(results), "json": {"times_as_long": times, **{name: line[name] for name in kept}}}
@@ -365,12 +365,12 @@ def kernel_table(results: list[Result]) -> list[str]:
 
 def measure(ladder: Ladder, *, device: str, steps: int, seconds: float, compiled: bool = False) -> dict[str, Any]:
     """All races on a ladder whose text is in place: `lines` for people, `json` for programs."""
-    from storyladder.runtime.machine import device_words, pick_device
+    from storyladder.runtime.machine import device_text, pick_device
 
     contenders = contenders_for(device, compiled=compiled)
     races, left_out = run_races(ladder, contenders, device=device, steps=steps, seconds=seconds)
     results = results_of(ladder, contenders, races, left_out)
-    words = device_words(pick_device(device))
+    words = device_text(pick_device(device))
     return {"lines": [*table(results), "", *peak_lines(races)], "json": json_line(results, device=words)}
 
 
@@ -411,7 +411,7 @@ def main(argv: list[str] | None = None) -> None:
 
         ladder = moved_to(preset, Path(folder))
         text = put_text(ladder, flags.data)
-        say(f"text: {text}")
+        report(f"text: {text}")
         if flags.curve is not None:
             title = "Training: the loss beside the plain loop's"
             formats = ("fp32", "bf16") if flags.bf16 else None

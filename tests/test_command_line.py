@@ -66,7 +66,7 @@ def test_every_script_refuses_an_unknown_flag_and_names_the_nearest(script: str)
 
 
 def test_an_unknown_flag_without_a_neighbour_gets_the_list(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"unknown argument '--qqq=3'; there are --config, --help, --preset, -h; see "):
+    with pytest.raises(UserError, match=r"argument '--qqq=3'; the flags are --config, --help, --preset, -h; see "):
         Parser("x").parse(["--qqq=3"])
     with pytest.raises(UserError, match=r"^unknown argument 'demo'; see python"):
         Parser("x").parse(["demo"])

@@ -191,7 +191,7 @@ def test_wrong_numbers_of_a_compiler_are_noticed_and_done_without(
     optimizer = build_optimizer(model, STAGE)
     steps, said = steps_of(model, optimizer), list[str]()
     assert first_working(steps, some_starts()[0], [COMPILED], said.append) == MODES[-1]
-    assert len(said) == 1 and said[0].startswith("continuing without compiled: the numbers became loss ")
+    assert len(said) == 1 and said[0].startswith("continuing without compiled: the results were loss ")
     assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
 
 
@@ -309,7 +309,7 @@ def test_a_graph_that_runs_nothing_is_noticed(small_gpt: BuildGPT, monkeypatch: 
     steps = steps_of(model, build_optimizer(model, STAGE))
     driver.install(monkeypatch, steps)
     assert first_working(steps, some_starts()[0], [GRAPH], said.append) == MODES[-1]
-    assert said[0].startswith("continuing without CUDA graph: the numbers became loss nan, norm nan, ")
+    assert said[0].startswith("continuing without CUDA graph: the results were loss nan, norm nan, ")
 
 
 def test_a_step_that_learns_nothing_is_noticed_though_its_losses_are_right(

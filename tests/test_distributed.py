@@ -23,7 +23,7 @@ from stages import assert_same_curve, elsewhere, files_of, interrupt_in_step, ru
 from model import GPT
 from storyladder.corpus.token_file import TrainBatches, ValidationWindows
 from storyladder.runtime.checkpoint import read_checkpoint
-from storyladder.runtime.distributed import ALONE, Group, own_device
+from storyladder.runtime.distributed import ALONE, Group, device_of_rank
 from storyladder.runtime.errors import DataError, PeerLost, UserError
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder
@@ -332,12 +332,12 @@ def test_each_process_takes_its_own_gpu_or_all_the_cpu(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     second = Group(5, 6, local_rank=1, local_size=2)
-    assert [own_device(name, second) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    assert [device_of_rank(name, second) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
     assert chosen == [1, 1]
-    assert own_device("cuda:1", ALONE) == "cuda:1"
+    assert device_of_rank("cuda:1", ALONE) == "cuda:1"
     with pytest.raises(UserError, match="--device cuda:1 is one device"):
-        own_device("cuda:1", second)
+        device_of_rank("cuda:1", second)
     with pytest.raises(UserError, match="3 processes on a machine with 2 GPUs"):
-        own_device("auto", Group(0, 3, local_rank=0, local_size=3))
+        device_of_rank("auto", Group(0, 3, local_rank=0, local_size=3))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert own_device("auto", second) == "cpu"
+    assert device_of_rank("auto", second) == "cpu"

@@ -59,14 +59,14 @@ def test_what_is_asked_differently_now_is_refused_with_both_values_and_the_comma
     again = "python train_tiny.py --config 'my config.py' --device cpu"
     was = getattr(toy_data.stage("tiny"), name)
     assert str(error.value) == (
-        f"stage tiny is finished, but not as it is asked for now: {name} was {was} and is {value}. To train it again "
-        f"and keep the old result under another name: {again} --fresh; to leave it as it is: {again} --accept-changes"
+        f"stage tiny is finished, but was trained differently: {name} was {was} and is {value}. To train it again "
+        f"and keep the old result under another name: {again} --fresh; to keep it as it is: {again} --accept-changes"
     )
     capsys.readouterr()
     train(changed, "tiny", accept_changes=True)
     heard = capsys.readouterr()
     assert "is finished" in heard.out
-    assert heard.err == f"warning: stage tiny stays as it was trained, although {name} was {was} and is {value}\n"
+    assert heard.err == f"warning: stage tiny is kept as it was trained, although {name} was {was} and is {value}\n"
     assert result_of(toy_data, "tiny").read_bytes() == before
 
 
@@ -85,7 +85,7 @@ def test_minutes_on_a_finished_stage_are_not_ignored_in_silence(toy_data: Ladder
     train(toy_data, "tiny", minutes=2.5)
     heard = capsys.readouterr()
     assert "is finished" in heard.out
-    assert heard.err.startswith("--minutes 2.5 changes nothing in a finished stage; to train it again in that time: ")
+    assert heard.err.startswith("--minutes 2.5 has no effect on a finished stage; to train it again in that time: ")
     assert heard.err.endswith("python train_tiny.py --device cpu --fresh --minutes 2.5\n")
 
 
@@ -123,7 +123,7 @@ def retrained(toy_data: Ladder) -> Ladder:
     return longer
 
 
-STALE = "stage children came from another result of stage tiny than today's tinystories_28M_final.pt"
+STALE = "stage children was trained from another result of stage tiny than today's tinystories_28M_final.pt"
 
 
 def test_stage_2_says_that_it_comes_from_another_stage_1(retrained: Ladder, capsys: Heard) -> None:

@@ -649,7 +649,7 @@ def test_a_signal_in_the_middle_leaves_with_its_status_and_without_files(tmp_pat
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (143, "")
-    assert err == "\nleaving as soon as everything is saved (once more: leave at once)\n"
+    assert err == "\nstopping once everything is saved (press Ctrl-C again to stop immediately)\n"
     assert names(partial.parent) == {".prepare.lock"}
 
 

@@ -87,7 +87,7 @@ def test_when_all_resume_states_are_damaged_it_stops_and_never_starts_over_silen
     files = files_of(toy_data)
     for path in (files.resume, previous_of(files.resume)):
         path.write_bytes(path.read_bytes()[:-1000])
-    for said in ("damaged.*--fresh", "corrupt.*is gone.*--fresh"):
+    for said in ("damaged.*--fresh", "corrupt.*is missing.*--fresh"):
         with pytest.raises(CheckpointError, match=said):
             train_stage(run_of(toy_data), GPT)
 
@@ -136,7 +136,7 @@ def test_a_resume_state_of_another_optimizer_is_refused_and_a_result_is_not(
     before, now = with_stage(toy_data, **theirs), with_stage(toy_data, **ours)
     interrupt_in_step(before, 1)
     old, new = before.stage("tiny").optimizer, now.stage("tiny").optimizer
-    words = rf"tiny_resume.pt holds the state of optimizer '{old}', which '{new}' cannot .* set optimizer='{old}'"
+    words = rf"resume.pt contains the state of optimizer '{old}', from which '{new}' cannot .* set optimizer='{old}'"
     for accept in (False, True):
         with pytest.raises(CheckpointError, match=words):
             train_stage(run_of(now, accept_changes=accept), GPT)
@@ -166,7 +166,7 @@ def test_settings_that_only_say_how_to_run_may_change(toy_data: Ladder, capsys: 
 def test_another_precision_is_a_change_refused_or_accepted_by_flag(toy_data: Ladder) -> None:
     interrupt_in_step(toy_data, 1, precision="fp32")
     with pytest.raises(
-        UserError, match=r"--precision was fp32 and is bf16\. Undo that, or continue anyway with --accept-"
+        UserError, match=r"--precision was fp32 and is bf16\. Undo the change, or continue anyway with --accept-"
     ):
         train_stage(run_of(toy_data, precision="bf16"), GPT)
     interrupt_in_step(toy_data, 1, precision="bf16", accept_changes=True)
@@ -179,7 +179,7 @@ def test_best_weights_without_result_or_resume_state_are_never_trained_over(toy_
     files = files_of(toy_data)
     files.result.unlink()
     best = files.best.read_bytes()
-    with pytest.raises(CheckpointError, match="--fresh starts the stage over"):
+    with pytest.raises(CheckpointError, match=r"start the stage over with .*--fresh"):
         train_stage(run_of(toy_data), GPT)
     assert files.best.read_bytes() == best
 
@@ -197,7 +197,7 @@ def test_a_resume_state_of_another_version_is_refused(toy_data: Ladder) -> None:
     resume = files_of(toy_data).resume
     payload = read_checkpoint(resume)
     save_checkpoint(resume, {**payload, "progress": payload["progress"] | {"moon": 1}}, keep_previous=False)
-    with pytest.raises(CheckpointError, match=r"does not tell the stage's progress .*moon"):
+    with pytest.raises(CheckpointError, match=r"has no valid progress .*moon"):
         train_stage(run_of(toy_data), GPT)
 
 
@@ -211,5 +211,5 @@ def test_changed_data_are_refused(toy_data: Ladder, write_toy_tokens: Callable[.
 def test_a_model_of_another_shape_is_refused_with_both_sizes(toy_data: Ladder) -> None:
     interrupt_in_step(toy_data, 1)
     wider = replace(toy_data, model=replace(toy_data.model, n_embd=32))
-    with pytest.raises(CheckpointError, match=r"n_embd is 16 there and 32 in config.py"):
+    with pytest.raises(CheckpointError, match=r"n_embd is 16 in the file and 32 in config.py"):
         train_stage(run_of(wider), GPT)

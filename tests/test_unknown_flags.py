@@ -59,8 +59,8 @@ def test_what_is_a_setting_is_answered_with_its_field_and_the_file_that_was_give
         ("--resmue", "the same command continues"),
         ("--epochs", "set max_steps in mine.py"),
         ("--wandb", "runs/STAGE.jsonl"),
-        ("--compile", "chosen by what the machine has"),
-        ("--ckpt", "by their names"),
+        ("--compile", "chosen to suit the machine"),
+        ("--ckpt", "by file name"),
         ("--num_gpus", "torchrun --nproc_per_node=N"),
         ("--cpu", "did you mean '--device'?"),
         ("--overwrite", "did you mean '--fresh'?"),
@@ -95,7 +95,7 @@ def test_the_flags_of_other_tellers(word: str, flag: str) -> None:
 
 
 def test_sampling_that_is_not_offered_says_what_is_until_it_is() -> None:
-    assert "not offered here: --temperature and --top-k" in answer("--top_p", "generate.py")
+    assert "not supported: use --temperature and --top-k" in answer("--top_p", "generate.py")
     assert answer("--top_p", "generate.py", "--top-p") == "did you mean '--top-p'?"
     assert answer("--dtype", "train_tiny.py", "--precision") == "did you mean '--precision'?"
 
