@@ -301,8 +301,8 @@ def test_a_group_that_is_disbanded_asks_nobody(the_other: list[int]) -> None:
         group.any(True)
     group.disband()
     assert group.is_alone and not group.is_first
-    assert group.any(True) and group.sum(2.5) == 2.5 and group.from_first("x") == "x"
-    assert group.first(lambda: 3) == group.together(lambda: 3) == 3
+    assert group.any(True) and group.sum(2.5) == 2.5 and group.from_rank_0("x") == "x"
+    assert group.on_first(lambda: 3) == group.together(lambda: 3) == 3
 
 
 # --- shares, without other processes ----------------------------------------------------------------------------------
