@@ -22,6 +22,7 @@ from storyladder.stage.loop import train_stage
 from storyladder.stage.setup import check_shares
 
 
+@pytest.mark.slow
 def test_tokens_seen_by_earlier_stages_keep_rows_of_their_own(toy_data: Ladder) -> None:
     for name in ("tiny", "children", "simple"):
         train_stage(run_of(toy_data, name), GPT)
@@ -88,6 +89,7 @@ def test_a_precision_that_this_machine_lacks_is_refused_or_replaced_by_flag(
     assert read_checkpoint(resume)["progress"]["precision"] == "fp32"
 
 
+@pytest.mark.slow
 def test_a_resumed_stage_takes_the_threads_that_it_began_with(
     toy_data: Ladder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
