@@ -441,7 +441,7 @@ def test_a_stage_whose_steps_run_ahead_is_the_same_stage(
     take = DeviceSteps.take
     monkeypatch.setattr(DeviceSteps, "take", lambda self, *rest: [blocks.append(len(rest[1])), take(self, *rest)][1])
     train_stage(run_of(ahead), GPT)
-    assert "at a time run on the GPU: plain operations" in capsys.readouterr().err
+    assert "at a time on the GPU: plain operations" in capsys.readouterr().err
     assert max(blocks) > 2 and max(blocks) <= MOST_STEPS
 
     assert_same_curve(single, ahead)
