@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         import torch  # takes seconds, which --help should not wait for
 
         from model import GPT
-        from storyladder.corpus.tokenizer import gpt2_tokenizer
+        from storyladder.corpus.tokenizer import tokenizer_named
         from storyladder.runtime.machine import most_threads, pick_device
         from storyladder.runtime.signals import stop_on_signals
         from storyladder.telling.prompt import checked_prompt, notes_on
@@ -64,12 +64,13 @@ def main(argv: list[str] | None = None) -> None:
         from storyladder.telling.teller import load_teller
 
         prompt = checked_prompt(flags.prompt)
+        tokenizer = tokenizer_named(ladder.tokenizer)
         device = pick_device(flags.device)
         torch.set_num_threads(most_threads())
         with as_typed_for(ladder):
             teller = load_teller(ladder, flags.checkpoint, GPT, device)
         report(f"{teller.description}, seed {seed}")
-        for note in [*teller.notes, *notes_on(prompt, gpt2_tokenizer(), teller.seen_V)]:
+        for note in [*teller.notes, *notes_on(prompt, tokenizer, teller.seen_V)]:
             report(note)
         with stop_on_signals() as stop:
             for number in range(settings.num_samples):
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(prompt, end="", flush=True)
                 for piece in tell(
                     teller.model,
-                    gpt2_tokenizer(),
+                    tokenizer,
                     prompt,
                     settings=settings,
                     seed=seed + number,

@@ -14,9 +14,12 @@ from benchmarks.peers import PlainLoop
 from benchmarks.turns import Entry, Racer, Reading
 from model import GPT
 from storyladder.command_line import StageRun
+from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import TrainBatches, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
-from storyladder.learning import attention, loss
+from storyladder.layers import attention
+from storyladder.layers.kernels import Part, without_kernels
+from storyladder.learning import loss
 from storyladder.learning.device_steps import StepMode
 from storyladder.learning.schedule import lr_at
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
@@ -58,6 +61,7 @@ class Contender:
     mode: StepMode | None = None  # ours, on a GPU: how steps run ahead; None: one by one, or as the product chooses
     one_by_one: bool = False  # ours: never ahead
     without: str | None = None  # ours: a key of WITHOUT
+    kernels_off: tuple[Part, ...] = ()  # ours, on a CPU: parts of the step that use torch operations instead
     compiled: bool = False  # plain: torch.compile
 
 
@@ -153,11 +157,16 @@ class Ours(_Trainer):
             self._learner.report = said.append
             if self._learner.prepare_ahead(self._batches, self._batches.starts(0), [contender.mode]) != contender.mode:
                 raise RuntimeError(next(line for line in said if line.startswith("continuing without")))
-        self._one_by_one = contender.one_by_one
+        self._one_by_one, self._kernels_off = contender.one_by_one, contender.kernels_off
         if self.device.type == "cuda":  # compile while the others do, not in a turn
             tick = time.perf_counter()
             self.steps(0, 2)
             self.facts["seconds_to_first_steps"] = round(time.perf_counter() - tick, 1)
+
+    def turn(self, number: int) -> Reading:
+        """As for all who train, without the kernels that this contender does without."""
+        with without_kernels(*self._kernels_off):
+            return super().turn(number)
 
     def steps(self, first: int, n: int) -> list[float | torch.Tensor]:
         """Updates of the product, on a GPU many at a time."""
@@ -179,7 +188,7 @@ class Plain(_Trainer):
         super().__init__(workload)
         ladder, stage = workload.ladder, workload.ladder.stages[0]
         text = open_token_file(
-            ladder.folder("data") / stage.train_file,
+            token_files(ladder, stage)[0],
             tokenizer=gpt2_tokenizer().fingerprint,
             vocab_size=ladder.model.vocab_size,
         )

@@ -139,13 +139,14 @@ def seconds_of_plain_loop(arm: Ladder, device: str, steps: int) -> float:
     import torch
 
     from benchmarks.peers import PlainLoop
+    from storyladder.corpus.corpora import token_files
     from storyladder.corpus.token_file import TrainBatches, open_token_file
     from storyladder.corpus.tokenizer import gpt2_tokenizer
     from storyladder.runtime.machine import pick_device, pick_precision
 
     chosen, stage = pick_device(device), arm.stages[0]
     text = open_token_file(
-        arm.folder("data") / stage.train_file,
+        token_files(arm, stage)[0],
         tokenizer=gpt2_tokenizer().fingerprint,
         vocab_size=arm.model.vocab_size,
         at_least=arm.model.context_length + 1,

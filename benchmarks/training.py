@@ -5,9 +5,15 @@
     python benchmarks/training.py --data FILE.bin    on a text of your own (a token file with its sidecar)
     python benchmarks/training.py --compiled         with a compiled plain loop also on a CPU (takes minutes more)
     python benchmarks/training.py --curve 200        losses of 200 steps beside the plain loop's, instead of the speed
+    python benchmarks/training.py --kernels          a step with all C kernels, with none, and without each of them
+
 
 tokens_per_s, ratio_plain_fp32 and ratio_plain_bf16 are those of the whole vocabulary; *_compact are those with the
 compact one. A ratio is one of medians within one race. Model FLOPs are 6 per weight and token and causal attention.
+
+--kernels leaves out the plain loops and takes the compact vocabulary on a CPU. A part without its kernel uses torch
+operations, as on a machine without a C compiler. Attention and LayerNorm have kernels in bf16 only, so in fp32 they get
+no row; --bf16 measures in bf16 also where that is slow, --compiled adds the compiled plain loop.
 """
 
 from __future__ import annotations
@@ -27,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.results import hardware_line, write_section
 from benchmarks.turns import Measured, race
 from storyladder.command_line import Parser, load_ladder, positive_number
-from storyladder.runtime.errors import report, user_errors
+from storyladder.runtime.errors import UserError, report, user_errors
 from storyladder.settings import PROJECT, Ladder, ModelConfig
 
 GB = 1e9
@@ -35,6 +41,8 @@ _WARMUPS = 2
 _STEPS_PER_TURN = {"cuda": 20}  # steps of milliseconds are measured in blocks, without waiting in between
 _MEMORY_SHARE = 0.9  # of the free memory that a race may plan with
 OURS, COMPACT = "Storyladder", "Storyladder, compact vocabulary"
+ALL_KERNELS, NO_KERNELS = "all kernels", "no kernels"
+_BF16_KERNELS = ("attention", "layer_norm")  # parts with a kernel in bf16 only
 PLAIN = {"fp32": "plain loop, fp32", "bf16": "plain loop, bf16 autocast"}
 
 
@@ -47,7 +55,7 @@ class Result:
     seconds: list[float]
     median: float | None
     tokens_per_s: float | None
-    ratios: dict[str, float]  # by the name of the plain loop: how many times as fast
+    ratios: dict[str, float]  # by the name of another contender: how many times as fast
     share: float | None  # of the measured peak of products in its number format, by its own FLOPs
     share_of_full: float | None  # the same, counting the FLOPs of the whole vocabulary
     note: str = ""
@@ -99,7 +107,7 @@ def run_races(
     micro = fitting_micro_batch(model, stage, chosen, n_rows=rows, free_bytes=free)
     ours = predicted_memory(model, n_rows=rows, micro_batch_size=micro, device_type=chosen.type)
     needs = {each.name: plain_memory(ladder) if each.kind == "plain" else ours for each in contenders}
-    anchors = [each.name for each in contenders if each.name in (OURS, COMPACT)]
+    anchors = [each.name for each in contenders if each.name in (OURS, COMPACT, ALL_KERNELS)]
     groups, left_out = races_that_fit(needs, anchors, None if free is None else free * _MEMORY_SHARE)
     per_turn = _STEPS_PER_TURN.get(chosen.type, 1)
     workload = Workload(ladder=ladder, device=device, steps_per_turn=per_turn)
@@ -138,7 +146,7 @@ def results_of(
         seconds = [value for measured, _ in good for value in measured.seconds]
         ratios = {}
         for measured, found in good:
-            for name in PLAIN.values():
+            for name in (*PLAIN.values(), ALL_KERNELS):
                 plain = found[name].median if name in found else None
                 if plain is not None and measured.median is not None and name != contender.name:
                     ratios[name] = plain / measured.median
@@ -287,10 +295,72 @@ def contenders_for(device: str, *, compiled: bool) -> list[Any]:
         found += [Contender(name=f"{OURS}, {mode.description}", kind="ours", mode=mode) for mode in modes]
         found += [Contender(name=f"{OURS}, without {part}", kind="ours", without=part) for part in WITHOUT]
     if compiled or pick_device(device).type == "cuda":
-        number_format = _product_format(device)
-        name = f"plain loop, {number_format}, compiled"
-        found.append(Contender(name=name, kind="plain", number_format=number_format, compiled=True))
+        found.append(_compiled_plain_loop(_product_format(device)))
     return found
+
+
+def _compiled_plain_loop(number_format: str) -> Any:
+    from benchmarks.racers import Contender
+
+    name = f"plain loop, {number_format}, compiled"
+    return Contender(name=name, kind="plain", number_format=number_format, compiled=True)
+
+
+def kernel_contenders(number_format: str, *, compiled: bool) -> list[Any]:
+    """The step with all C kernels, with none, and without each of those that it uses in this precision."""
+    from benchmarks.racers import Contender
+    from storyladder.layers.kernels import PARTS
+
+    used = [part for part in PARTS if number_format == "bf16" or part not in _BF16_KERNELS]
+    off = {ALL_KERNELS: (), NO_KERNELS: PARTS, **{f"without {part}": (part,) for part in used}}
+    found = [
+        Contender(name=name, kind="ours", number_format=number_format, compact=True, kernels_off=parts)
+        for name, parts in off.items()
+    ]
+    return [*found, _compiled_plain_loop(number_format)] if compiled else found
+
+
+def measure_kernels(
+    ladder: Ladder, *, device: str, steps: int, seconds: float, bf16: bool, compiled: bool
+) -> dict[str, Any]:
+    """What each C kernel gains: `lines` for people, `json` for programs. UserError where there are none."""
+    from storyladder.layers.kernels import why_no_kernels
+    from storyladder.runtime.machine import device_text, pick_device
+
+    chosen = pick_device(device)
+    if chosen.type != "cpu":
+        raise UserError(f"--kernels compares C kernels, which run on CPUs, and this is {chosen.type}; add --device cpu")
+    if why := why_no_kernels():
+        raise UserError(f"there are no C kernels to compare: {why}; install a C compiler")
+    contenders = kernel_contenders("bf16" if bf16 else _product_format(device), compiled=compiled)
+    races, left_out = run_races(ladder, contenders, device=device, steps=steps, seconds=seconds)
+    results = results_of(ladder, contenders, races, left_out)
+    line = json_line(results, device=device_text(chosen))
+    kept = ("seconds_per_step", "n", "notes", "device", "versions")
+    times = {each.name: _rounded(_times_as_long(each)) for each in results}
+    return {"lines": kernel_table(results), "json": {"times_as_long": times, **{name: line[name] for name in kept}}}
+
+
+def _times_as_long(result: Result) -> float | None:
+    """A step's time over that with all kernels, medians of the same race."""
+    if result.name == ALL_KERNELS and result.median is not None:
+        return 1.0
+    return 1 / result.ratios[ALL_KERNELS] if ALL_KERNELS in result.ratios else None
+
+
+def kernel_table(results: list[Result]) -> list[str]:
+    """The results of --kernels in Markdown."""
+    lines = ["| step | precision | s (min to max) | n | times as long |", "| --- | --- | --- | --- | --- |"]
+    for result in results:
+        if result.median is None:
+            lines.append(f"| {result.name} | | | | |")
+            continue
+        times = _times_as_long(result)
+        seconds = f"{result.median:.4g} ({min(result.seconds):.4g} to {max(result.seconds):.4g})"
+        cells = [result.name, str(result.facts["number_format"]), seconds, str(len(result.seconds))]
+        lines.append(f"| {' | '.join(cells)} | {'' if times is None else f'{times:.2f}'} |")
+    notes = [f"{result.name}: {result.note}." for result in results if result.note]
+    return [*lines, *([""] if notes else []), *notes]
 
 
 def measure(ladder: Ladder, *, device: str, steps: int, seconds: float, compiled: bool = False) -> dict[str, Any]:
@@ -316,15 +386,18 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compiled", action="store_true", help="a compiled plain loop also on a CPU")
     parser.add_argument("--curve", type=int, metavar="N", help="compare the losses of N steps instead")
     parser.add_argument("--curve-batch", type=int, default=4, metavar="N", help="sequences a step for --curve (4)")
-    parser.add_argument("--bf16", action="store_true", help="--curve also in bf16, even where that is slow")
+    parser.add_argument("--kernels", action="store_true", help="compare C kernels on and off instead (on a CPU)")
+    parser.add_argument("--bf16", action="store_true", help="--curve also in bf16, --kernels in bf16, even if slow")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
     parser.add_argument("--no-results", action="store_true", help="leave benchmarks/RESULTS.md as it is")
     flags = parser.parse(argv)
     for name in ("steps", "curve", "curve_batch"):
         if (value := getattr(flags, name)) is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} is {value}; expected 1 or more")
-    if flags.bf16 and flags.curve is None:
-        parser.error("--bf16 is for --curve N; the race has a plain loop in bf16 anyway")
+    if flags.kernels and flags.curve is not None:
+        parser.error("--kernels and --curve are two measurements; give one of them")
+    if flags.bf16 and flags.curve is None and not flags.kernels:
+        parser.error("--bf16 is for --curve N and --kernels; the race has a plain loop in bf16 anyway")
     return flags
 
 
@@ -344,6 +417,16 @@ def main(argv: list[str] | None = None) -> None:
             formats = ("fp32", "bf16") if flags.bf16 else None
             found = compare_curves(
                 ladder, steps=flags.curve, batch_size=flags.curve_batch, device=flags.device, number_formats=formats
+            )
+        elif flags.kernels:
+            title = "Training: C kernels on and off"
+            found = measure_kernels(
+                ladder,
+                device=flags.device,
+                steps=flags.steps,
+                seconds=60 * flags.minutes,
+                bf16=flags.bf16,
+                compiled=flags.compiled,
             )
         else:
             title = "Training: speed"

@@ -20,11 +20,9 @@ from storyladder.runtime.errors import SettingsError, UserError, prints_for_all,
 from storyladder.settings import (
     DEFAULT_PRESET,
     PROJECT,
-    STAGE_SCRIPTS,
     Ladder,
     StageConfig,
     check,
-    misspelt_fields,
     nearest,
     quoted,
     typed_path,
@@ -106,12 +104,14 @@ class StageRun:
     def again(self, *flags: str) -> str:
         """The command that continues this run on the same --device, with `flags` appended."""
         device = () if self.device == "auto" else ("--device", self.device)
-        return self.ladder.command(STAGE_SCRIPTS[self.stage.name], *device, *flags)
+        return self.ladder.command(self.stage.script, *device, *flags)
 
 
-def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | None) -> StageRun:
-    """The flags of a stage script, with the preset's settings checked."""
-    parser = Parser(description, STAGE_SCRIPTS[stage_name])
+def stage_run(
+    stage_name: str, description: str | None, argv: Sequence[str] | None, script: str | None = None
+) -> StageRun:
+    """The flags of a stage script, which is the file `script`, and the settings that it trains with, checked."""
+    parser = Parser(description, script and Path(script).name)
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
     parser.add_argument(
         "--precision",
@@ -149,9 +149,6 @@ def load_ladder(config: Path | None, preset: str) -> Ladder:
     values = _run(path)
     chosen = _chosen(values.get("PRESETS"), preset, path.name)
     ladder = check(chosen, str(config or "config.py"))
-    # A preset made with `replace` from an object with a misspelt field does not have that field any more.
-    if misspelt := misspelt_fields(values.values()):
-        raise SettingsError(f"{path.name}: {'; '.join(misspelt)}")
     return dataclasses.replace(ladder, config_flag=None if config is None else str(config))
 
 
@@ -196,15 +193,13 @@ def _chosen(presets: Any, name: str, file_name: str) -> Ladder:
     return ladder
 
 
-def print_settings(presets: Sequence[Ladder], description: str | None, argv: Sequence[str] | None = None) -> None:
-    """`python config.py`: print the resolved settings of every stage of one preset."""
+def print_settings(file: str, description: str | None, argv: Sequence[str] | None = None) -> None:
+    """`python config.py`, or a copy of it: print the resolved settings of every stage of one preset."""
+    own = Path(file).resolve()
     with user_errors():
-        flags = Parser(description, "config.py").parse(argv)
-        if flags.config is None:
-            ladder = check(_chosen(presets, flags.preset, "config.py"))
-        else:
-            ladder = load_ladder(flags.config, flags.preset)
-        print("\n".join(settings_lines(ladder)))
+        flags = Parser(description, own.name).parse(argv)
+        config = flags.config or (None if own == PROJECT / "config.py" else own)
+        print("\n".join(settings_lines(load_ladder(config, flags.preset))))
 
 
 def settings_lines(ladder: Ladder) -> list[str]:
@@ -213,7 +208,7 @@ def settings_lines(ladder: Ladder) -> list[str]:
     lines = [
         f"preset {ladder.name}: {model.n_params:,} parameters "
         f"({model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, context {model.context_length}, "
-        f"{model.vocab_size:,} tokens, dropout {model.dropout:g})",
+        f"{model.vocab_size:,} tokens of {ladder.tokenizer}, dropout {model.dropout:g})",
         "",
     ]
     rows = [("tokens per step", [f"{ladder.tokens_per_step(stage):,}" for stage in ladder.stages])]

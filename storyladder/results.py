@@ -26,7 +26,7 @@ from storyladder.runtime.checkpoint import (
     read_checkpoint,
 )
 from storyladder.runtime.errors import CheckpointError, DamagedCheckpoint
-from storyladder.settings import STAGE_SCRIPTS, Ladder, ModelConfig, StageConfig
+from storyladder.settings import Ladder, ModelConfig, StageConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,7 @@ def load_result(ladder: Ladder, stage: StageConfig) -> Loaded | None:
 
 def stage_command(ladder: Ladder, stage_name: str, *flags: str) -> str:
     """The command that trains a stage of this ladder."""
-    return ladder.command(STAGE_SCRIPTS[stage_name], *flags)
+    return ladder.command(ladder.stage(stage_name).script, *flags)
 
 
 def model_digest(payload: Payload) -> str:
@@ -117,6 +117,7 @@ def plain_settings(ladder: Ladder, stage: StageConfig, ancestors: list[dict[str,
     """Model and stage settings as plain values; the previous stages' are those they were trained with."""
     return {
         "preset": ladder.name,
+        "tokenizer": ladder.tokenizer,
         "model": dataclasses.asdict(ladder.model),
         "stages": [*ancestors, dataclasses.asdict(stage)],
     }

@@ -34,7 +34,7 @@ from storyladder.runtime.signals import StopRequest, stop_on_signals  # noqa: E4
 from storyladder.settings import ModelConfig, StageConfig  # noqa: E402
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, vocab_size=40, dropout=0.2)
-STAGE = StageConfig(name="tiny", train_file="", val_file="", result_file="", seed=7, grad_clip=1e6)
+STAGE = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", seed=7, grad_clip=1e6)
 MUON = dataclasses.replace(STAGE, optimizer="muon", max_lr=0.02, wte_lr=0.01, wpe_lr=0.01, vector_lr=0.01)
 
 

@@ -22,8 +22,11 @@ from benchmarks.tellers import ANEW, OURS, THEIRS, Anew, Cached, Telling, Transf
 from benchmarks.turns import Entry, Measured, race
 from storyladder.command_line import load_ladder
 from storyladder.corpus.tokenizer import EOT
-from storyladder.learning import attention, loss
+from storyladder.layers import attention
+from storyladder.layers.kernels import PARTS, cpu_kernels, kernels_for
+from storyladder.learning import loss
 from storyladder.runtime.cores import usable_cores, waiting_policy
+from storyladder.runtime.errors import UserError
 from storyladder.settings import PROJECT, GenerateConfig, Ladder, ModelConfig
 
 DECIDES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -217,6 +220,7 @@ def test_the_products_own_step_is_what_races(tiny_ladder: Ladder) -> None:
     assert [reading["losses"][0] for reading in races[0][training.COMPACT].readings] == pytest.approx(losses[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", WITHOUT)
 def test_the_step_without_one_of_its_means_gives_the_same_loss(
     tiny_ladder: Ladder, monkeypatch: pytest.MonkeyPatch, part: str
@@ -230,6 +234,50 @@ def test_the_step_without_one_of_its_means_gives_the_same_loss(
     assert racers.Ours(dataclasses.replace(contender, without=part), here).turn(0)["losses"] == pytest.approx(expected)
     at_once, widths = loss.scores_at_once("cpu"), {**loss._COLUMNS, **attention._WIDTHS}
     assert (at_once > 1e9, widths == {}) == (part == "chunks", part == "padding")
+
+
+@pytest.mark.parametrize("number_format", ["fp32", "bf16"])
+def test_all_kernels_and_each_that_the_precision_uses_are_switched_off(number_format: str) -> None:
+    parts = {each.name: each.kernels_off for each in training.kernel_contenders(number_format, compiled=True)}
+    assert parts.pop(training.ALL_KERNELS) == parts.pop(f"plain loop, {number_format}, compiled") == ()
+    assert parts.pop(training.NO_KERNELS) == PARTS
+    used = {"fp32": ("dropout", "gelu", "loss"), "bf16": PARTS}[number_format]
+    assert parts == {f"without {part}": (part,) for part in used}
+
+
+@pytest.mark.skipif(cpu_kernels() is None, reason="no C compiler here")
+def test_a_turn_goes_without_the_kernels_that_are_off_and_gives_the_same_loss(tiny_ladder: Ladder) -> None:
+    class Watched(racers.Ours):
+        def steps(self, first: int, n: int) -> list[float | torch.Tensor]:
+            seen.append(tuple(part for part in PARTS if kernels_for(torch.zeros(1), part) is None))
+            return super().steps(first, n)
+
+    here, asked = Workload(ladder=tiny_ladder, device="cpu"), [(), ("loss",), PARTS]
+    seen: list[tuple[str, ...]] = []
+    losses = []
+    for off in asked:
+        contender = Contender(name="", kind="ours", number_format="fp32", kernels_off=off)
+        losses += Watched(contender, here).turn(0)["losses"]
+    assert seen == asked and losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_times_as_long_are_those_of_medians_of_the_same_race() -> None:
+    names = [training.ALL_KERNELS, training.NO_KERNELS, "without gelu"]
+    contenders = [Contender(name=name, kind="ours", compact=True) for name in names]
+    first = {training.ALL_KERNELS: measured(2.0, 1.0, 9.0), training.NO_KERNELS: measured(4.0, 5.0, 3.0)}
+    second = {training.ALL_KERNELS: measured(8.0), "without gelu": dataclasses.replace(measured(9.0), failure="away")}
+    found = training.results_of(load_ladder(None, "default"), contenders, [first, second], [])
+    rows = training.kernel_table(found)
+    assert rows[2].endswith("| 4 | 1.00 |") and rows[3] == "| no kernels | fp32 | 4 (3 to 5) | 3 | 2.00 |"
+    assert rows[4] == "| without gelu | | | | |" and rows[-1] == "without gelu: not measured: away."
+
+
+def test_kernels_are_compared_where_there_are_some(monkeypatch: pytest.MonkeyPatch, tiny_ladder: Ladder) -> None:
+    asked = {"steps": 1, "seconds": 1.0, "bf16": False, "compiled": False}
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UserError, match="this is mps; add --device cpu"):
+        training.measure_kernels(tiny_ladder, device="mps", **asked)
+    assert "two measurements" in refusal("benchmarks/training.py", "--kernels", "--curve", "3")
 
 
 @pytest.mark.slow
@@ -273,6 +321,7 @@ def test_telling_is_compared_by_medians() -> None:
     assert "not measured: away" in generation.table(found)[-1]
 
 
+@pytest.mark.slow
 def test_start_up_says_the_slowest_help_and_medians(toy_ladder: Ladder, tmp_path: Path) -> None:
     seconds = {"a.py --help": [0.3, 0.1, 0.2], "b.py --help": [0.4], startup.FIRST_STEP: [9.0, 7.0, 8.0]}
     line = startup.json_line({**seconds, startup.FIRST_WORD: [2.0]})
@@ -281,7 +330,7 @@ def test_start_up_says_the_slowest_help_and_medians(toy_ladder: Ladder, tmp_path
     moved = load_ladder(config, "demo")
     assert {stage.val_windows for stage in moved.stages} == {stage.log_interval for stage in moved.stages} == {1}
     assert checkpoint.is_file() and record.parent == moved.folder("runs")
-    assert (moved.folder("data") / moved.stages[0].train_file).is_file()
+    assert (moved.folder("data") / "train.bin").is_file()
 
 
 @pytest.mark.slow

@@ -132,6 +132,7 @@ def test_nothing_there_is_not_an_error_but_all_damaged_is(tmp_path: Path) -> Non
         load_checkpoint(path)
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     """In a process of its own: the limit on file sizes cannot be raised again."""
     path = tmp_path / "x.pt"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,170 @@ from stages import (
     run_of,
     with_stage,
 )
+from steppers import batches_of, learner_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import GPT
-from storyladder.learning import learner
-from storyladder.runtime.checkpoint import previous_of, read_checkpoint
-from storyladder.runtime.errors import CheckpointError, SaveFailed
-from storyladder.runtime.run_log import read_records
+from storyladder.runtime.checkpoint import digest_of, previous_of, read_checkpoint
+from storyladder.runtime.distributed import ALONE
+from storyladder.runtime.errors import CheckpointError, SaveFailed, TrainingFailed
+from storyladder.runtime.run_log import RunLog, read_records
 from storyladder.settings import Ladder
+from storyladder.stage.checkpoints import Checkpoints
 from storyladder.stage.loop import train_stage
+from storyladder.stage.state import TrainState
+
+# --- alone: a learner, a state and a folder ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoints(toy_ladder: Ladder) -> Checkpoints:
+    files = files_of(toy_ladder)
+
+    def again(*flags: str) -> str:
+        return " ".join(("python train_tiny.py", *flags))
+
+    return Checkpoints(files, {"stage": "tiny"}, group=ALONE, log=RunLog(files.record), again=again)
+
+
+@pytest.fixture
+def refusing(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of files that the disk refuses to take from now on; a test adds and removes them."""
+    names, real = set[str](), os.replace
+
+    def replace_file(source: Path, target: Path) -> None:
+        if Path(target).name in names:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace_file)
+    return names
+
+
+class NoMemoryForCopies(TorchDispatchMode):
+    """Copies of tensors, which a save begins with, find no memory."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "clone" in str(func):
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
+        return func(*args, **(kwargs or {}))
+
+
+def events(checkpoints: Checkpoints) -> list[tuple[int, str]]:
+    records = read_records(checkpoints.files.record)
+    return [(record["step"], record["file"]) for record in records if record["event"] == "save failed"]
+
+
+def test_a_resume_state_is_learner_and_state_and_what_the_stage_says_of_itself(checkpoints: Checkpoints) -> None:
+    learner, state = learner_of(micro_batch_size=4), TrainState(step=3, best_loss=2.5, fitted={"max_steps": 9})
+    assert checkpoints.save(learner, state) and checkpoints.save(learner, replace(state, step=4))
+    loaded = checkpoints.resume_state()
+    assert loaded is not None and loaded.path == checkpoints.files.resume
+    assert (loaded.payload["stage"], loaded.payload["step"], loaded.payload["fitted"]) == ("tiny", 4, {"max_steps": 9})
+    assert TrainState(**loaded.payload["progress"]) == replace(state, step=4)
+    other = learner_of()
+    other.load(loaded.payload)
+    assert_equal(other.pack(optimizer=True), learner.pack(optimizer=True))
+    assert read_checkpoint(previous_of(checkpoints.files.resume))["step"] == 3
+
+
+def test_a_disk_that_refuses_is_told_and_recorded_and_counts_in_a_row_only(
+    checkpoints: Checkpoints, refusing: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    learner, resume = learner_of(), checkpoints.files.resume.name
+    saved = []
+    for step, refuses in enumerate([0, 1, 1, 0, 1, 1]):
+        (refusing.add if refuses else refusing.discard)(resume)
+        saved.append(checkpoints.save(learner, TrainState(step=step)))
+    assert saved == [True, False, False, True, False, False]
+    told = "warning: tiny_resume.pt could not be saved (Input/output error); training continues"
+    assert capsys.readouterr().err.count(told) == 4
+    assert events(checkpoints) == [(step, resume) for step in (1, 2, 4, 5)]
+    words = (
+        r"3 saves in a row failed \(Input.*the last good file is .*tiny_resume.* then run python train_tiny.py again"
+    )
+    with pytest.raises(SaveFailed, match=words):
+        checkpoints.save(learner, TrainState(step=6))
+    assert checkpoints.resume_state().payload["step"] == 3  # type: ignore[union-attr]
+
+
+def test_a_save_for_which_there_is_no_memory_is_a_failed_save_and_other_errors_are_not(
+    checkpoints: Checkpoints, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = learner_of()
+    with NoMemoryForCopies():
+        assert not checkpoints.save(learner, TrainState())
+    assert "tiny_resume.pt could not be saved (out of memory); training continues" in capsys.readouterr().err
+    assert checkpoints.save(learner, TrainState())
+
+    def wrong(*_: Any) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(torch.Tensor, "clone", wrong)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        checkpoints.save(learner, TrainState())
+
+
+def test_best_weights_wait_as_they_were_and_the_resume_state_waits_with_them(
+    checkpoints: Checkpoints, refusing: set[str]
+) -> None:
+    learner, state = learner_of(), TrainState(step=5, best_loss=2.0, best_step=5, train_seconds=7.0)
+    then = learner.pack(optimizer=False)["model"]
+    refusing.add(checkpoints.files.best.name)
+    checkpoints.keep_best(learner, state)
+    learner.steps(batches_of(), 5, 1)
+    assert not checkpoints.save(learner, replace(state, step=6)) and checkpoints.resume_state() is None
+    refusing.clear()
+    checkpoints.finish(replace(state, step=7))
+    for path in (checkpoints.files.best, checkpoints.files.result):
+        best = read_checkpoint(path)
+        assert_equal(best["model"], then)
+        assert (best["step"], best["val_loss"], best["train_seconds"]) == (5, 2.0, 7.0)
+        assert best["model_digest"] == digest_of(then) and "optimizer" not in best
+
+
+def test_finishing_needs_best_weights_and_leaves_no_resume_state(checkpoints: Checkpoints, refusing: set[str]) -> None:
+    learner, files = learner_of(), checkpoints.files
+    checkpoints.save(learner, TrainState())
+    with pytest.raises(TrainingFailed, match=r"without best weights.*python train_tiny.py --fresh"):
+        checkpoints.finish(TrainState(step=9))
+    state = TrainState(step=9, best_loss=2.0, best_step=9)
+    with pytest.raises(CheckpointError, match=r"tiny_best\.pt is gone; run python train_tiny.py again"):
+        checkpoints.finish(state)
+    refusing.add(files.best.name)
+    checkpoints.keep_best(learner, state)
+    with pytest.raises(
+        SaveFailed, match=r"tiny_best\.pt could not be written; the last good file is .*tiny_resume\.pt"
+    ):
+        checkpoints.finish(state)
+    refusing.add(files.result.name)
+    refusing.discard(files.best.name)
+    with pytest.raises(SaveFailed, match=r"final\.pt could not be written; the weights are safe in .*tiny_best\.pt"):
+        checkpoints.finish(state)
+    assert files.resume.exists()
+    refusing.clear()
+    files.best.write_bytes(files.best.read_bytes()[:-500])
+    with pytest.raises(CheckpointError, match=r"tiny_best\.pt.*; run python train_tiny.py again"):
+        checkpoints.finish(state)
+    checkpoints.keep_best(learner, state)
+    checkpoints.finish(state)
+    assert files.result.exists() and files.best.exists() and not files.resume.exists()
+
+
+def test_best_weights_that_are_lost_are_noticed_and_those_of_other_windows_put_aside(checkpoints: Checkpoints) -> None:
+    learner, files = learner_of(), checkpoints.files
+    assert checkpoints.lost_best() == f"{files.best} is gone"
+    checkpoints.keep_best(learner, TrainState(best_step=0, best_loss=1.0))
+    assert checkpoints.lost_best() == ""
+    content = files.best.read_bytes()
+    aside = checkpoints.put_best_aside()
+    assert aside.read_bytes() == content and not files.best.exists()
+    assert checkpoints.put_best_aside() == aside and aside.exists(), "there is nothing to put aside"
+    files.best.write_bytes(content[:-500])
+    assert "tiny_best.pt is damaged" in checkpoints.lost_best()
+
+
+# --- in a stage -------------------------------------------------------------------------------------------------------
 
 
 def test_a_resumed_stage_goes_on_with_the_generation_before_when_the_newest_is_damaged(
@@ -80,6 +237,7 @@ def test_best_weights_that_the_disk_refused_are_kept_and_saved_at_the_next_chanc
     assert records[-1]["best_step"] == 3
 
 
+@pytest.mark.slow
 def test_no_resume_state_counts_on_best_weights_that_are_not_on_the_disk(toy_data: Ladder, tmp_path: Path) -> None:
     """Best weights cannot be written from step 1 on: it stops with 75, and goes on as if it had never been stopped."""
     whole, full = elsewhere(toy_data, tmp_path, "whole"), elsewhere(toy_data, tmp_path, "full")
@@ -103,6 +261,7 @@ def test_no_resume_state_counts_on_best_weights_that_are_not_on_the_disk(toy_dat
     assert_equal(plain_state(files[0].result), plain_state(files[1].result))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["missing", "cut", "a folder"])
 def test_best_weights_that_are_lost_are_told_at_once_and_the_best_counts_anew(
     toy_data: Ladder, capsys: pytest.CaptureFixture[str], harm: str
@@ -127,6 +286,7 @@ def test_best_weights_that_are_lost_are_told_at_once_and_the_best_counts_anew(
     assert read_checkpoint(files.result)["step"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["missing", "cut"])
 def test_best_weights_that_vanish_while_training_end_in_a_line_that_helps(toy_data: Ladder, harm: str) -> None:
     ladder = with_stage(never_improving(toy_data, patience=3), save_interval=3)
@@ -160,26 +320,6 @@ def test_a_failed_save_is_said_and_training_goes_on(
     assert files.result.exists()
     events = [record["event"] for record in read_records(files.record)]
     assert events.count("save failed") == 2 and events[-1] == "finished"
-
-
-def test_a_save_for_which_there_is_no_memory_is_a_failed_save(
-    toy_data: Ladder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Packing the second resume state takes more than there is."""
-    real, packed = learner.pack_optimizer, 0
-
-    def pack(*parts: Any) -> Any:
-        nonlocal packed
-        packed += 1
-        if packed == 2:
-            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 1 bytes")
-        return real(*parts)
-
-    monkeypatch.setattr(learner, "pack_optimizer", pack)
-    train_stage(run_of(with_stage(toy_data, save_interval=1)), GPT)
-    assert "tiny_resume.pt could not be saved (out of memory); training continues" in capsys.readouterr().err
-    events = [record["event"] for record in read_records(files_of(toy_data).record)]
-    assert events.count("save failed") == 1 and events[-1] == "finished" and packed > 2
 
 
 def test_three_failed_saves_in_a_row_stop_with_status_75_and_the_last_good_file(toy_data: Ladder) -> None:

@@ -1,4 +1,4 @@
-"""A library of the user's own cache folder, compiled once; and of every failure the cause, not one line for all."""
+"""A library in the user's own cache folder, compiled once; and for every failure its cause."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from running import ENVIRONMENT, PROJECT
 
-from storyladder.learning.compiling import NotCompiled, load_compiled
+from storyladder.layers.compiling import NotCompiled, load_compiled
 
 pytestmark = [
     pytest.mark.skipif(os.name == "nt", reason="POSIX shells, owners and modes"),
@@ -64,13 +64,13 @@ def test_it_is_compiled_once_whole_and_for_this_user_alone(caches: Path, source:
     assert library.stat().st_mtime_ns == before
 
 
-def test_another_source_or_torch_is_compiled_anew_and_a_damaged_library_too(caches: Path, source: Path) -> None:
+def test_it_is_compiled_again_for_another_source_or_torch_or_if_damaged(caches: Path, source: Path) -> None:
     load_compiled(source, FLAGS, also="2.10")
     load_compiled(source, FLAGS, also="2.11")
     source.write_text("int answer(void) { return 43; }\n")
     assert load_compiled(source, FLAGS, also="2.11").answer() == 43
     assert len(list(caches.iterdir())) == 3
-    program = "import ctypes, sys; from pathlib import Path; from storyladder.learning.compiling import load_compiled"
+    program = "import ctypes, sys; from pathlib import Path; from storyladder.layers.compiling import load_compiled"
     for library in caches.iterdir():
         library.unlink()  # not written over: this process has it mapped
         library.write_bytes(b"cut")
@@ -81,16 +81,61 @@ def test_another_source_or_torch_is_compiled_anew_and_a_damaged_library_too(cach
     assert done.stdout == "43\n"
 
 
-def test_a_folder_open_to_others_is_closed_and_their_library_is_not_loaded(
-    caches: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+def test_it_is_compiled_again_by_another_version_of_the_compiler(
+    tmp_path: Path, caches: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    real = shutil.which("cc")
+    path = compiler_that(tmp_path, monkeypatch, f'exec {real} "$@"')
+    for version in (1, 2, 2):
+        os.utime(path, (version, version))
+        load_compiled(source, FLAGS)
+    assert len(list(caches.iterdir())) == 2
+
+
+def test_a_folder_open_to_others_is_closed_and_what_was_in_it_is_not_loaded(caches: Path, source: Path) -> None:
     load_compiled(source, FLAGS)
-    caches.chmod(0o777)
+    (library,) = caches.iterdir()
+    shutil.copy(library, tmp := caches / "copy")
+    library.unlink()  # another file: this process has the old one mapped
+    tmp.rename(library)
+    planted = library.stat().st_ino
+    for mode, kept in ((0o755, True), (0o777, False)):
+        caches.chmod(mode)
+        load_compiled(source, FLAGS)
+        assert caches.stat().st_mode & 0o777 == 0o700
+        assert (library.stat().st_ino == planted) == kept
+
+
+def test_the_folder_of_another_user_is_not_used(caches: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load_compiled(source, FLAGS)
-    assert caches.stat().st_mode & 0o777 == 0o700
     me = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: me + 1)  # for whom this folder is someone else's
     assert f"{caches} cannot be used (it belongs to another user)" in why_not(source)
+
+
+def test_several_processes_may_compile_at_once(tmp_path: Path, caches: Path, source: Path) -> None:
+    program = "import sys, time; from pathlib import Path; from storyladder.layers.compiling import load_compiled\n"
+    program += f"while not Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.001)\n"
+    program += f"print(load_compiled(Path({str(source)!r}), {FLAGS!r}).answer())"
+    command = [sys.executable, "-c", program]
+    at_once = [subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    (tmp_path / "go").touch()
+    assert [process.communicate(timeout=60)[0] for process in at_once] == ["42\n"] * 4
+    assert [path.suffix for path in caches.iterdir()] == [".so"], "one library, and nothing unfinished"
+
+
+def test_without_a_home_folder_the_cache_folder_of_the_environment_or_the_one_for_temporary_files_is_used(
+    tmp_path: Path, caches: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    load_compiled(source, FLAGS)
+    assert len(list(caches.iterdir())) == 1 and not list((tmp_path / "tmp").iterdir())
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative/folders/do/not/count")
+    load_compiled(source, FLAGS)
+    assert [path.name for path in (tmp_path / "tmp").iterdir()] == [f"storyladder-kernels-{os.getuid()}"]
 
 
 def test_where_the_cache_cannot_be_written_the_folder_for_temporary_files_serves(
@@ -114,7 +159,7 @@ def test_a_folder_that_is_not_writable_is_named_and_the_compiler_not_blamed(
 
 def test_without_a_compiler_that_is_what_is_said(caches: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert why_not(source) == "no C compiler (cc, gcc or clang) was found"
+    assert why_not(source) == "no C compiler (cc, gcc or clang) found"
     assert not caches.exists()
 
 
@@ -126,7 +171,7 @@ def test_without_a_compiler_that_is_what_is_said(caches: Path, source: Path, mon
             "failed: x.c:1:",
         ),
         ("exit 3", "failed: status 3"),
-        ("exit 0", "produced no library"),
+        ("exit 0", "wrote no library"),
         ('for x; do last=$x; done; echo junk > "$last"', "do not load from"),
     ],
 )
@@ -136,7 +181,7 @@ def test_a_compiler_that_fails_is_quoted(
     compiler_that(tmp_path, monkeypatch, script)
     why = why_not(source)
     assert words in why and "no C compiler" not in why
-    assert not list(caches.iterdir()), "nothing half done is kept"
+    assert not list(caches.iterdir()), "nothing unfinished is kept"
 
 
 def test_a_compiler_that_cannot_be_run_is_said(
@@ -147,8 +192,9 @@ def test_a_compiler_that_cannot_be_run_is_said(
     assert why_not(source) == f"{path} cannot be run (Exec format error)"
 
 
+@pytest.mark.slow
 def test_the_kernels_lie_in_the_cache_folder_so_that_a_read_only_clone_has_them(tmp_path: Path) -> None:
-    program = "from storyladder.learning.kernels import cpu_kernels; print(cpu_kernels())"
+    program = "from storyladder.layers.kernels import cpu_kernels; print(cpu_kernels())"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=PROJECT,

@@ -24,7 +24,7 @@ from model import GPT
 from storyladder.corpus.token_file import TrainBatches, ValidationWindows
 from storyladder.runtime.checkpoint import read_checkpoint
 from storyladder.runtime.distributed import ALONE, Group, device_of_rank
-from storyladder.runtime.errors import UserError
+from storyladder.runtime.errors import DataError, PeerLost, UserError
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder
 from storyladder.stage.loop import train_stage
@@ -77,6 +77,7 @@ def train(ladder: Ladder, *flags: object) -> list[str]:
 # --- whole stages -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_and_weights_of_one_and_talk_like_one(toy_data: Ladder, tmp_path: Path) -> None:
     alone, both = elsewhere(toy_data, tmp_path, "alone"), elsewhere(toy_data, tmp_path, "both")
     train_stage(run_of(alone), GPT)
@@ -94,6 +95,7 @@ def test_two_processes_give_the_curve_and_weights_of_one_and_talk_like_one(toy_d
     assert [record["event"] for record in records].count("finished") == 1
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_goes_on_where_another_number_was_stopped(toy_data: Ladder, tmp_path: Path) -> None:
     """One process until a signal in step 5, two until torchrun gets SIGTERM, one to the end."""
     ladder = with_stage(toy_data, max_steps=150, eval_interval=50, save_interval=1000)
@@ -119,6 +121,7 @@ def wait_for_steps(ladder: Ladder, steps: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_a_process_dies_it_is_told_in_a_line_the_first_saves_and_nobody_hangs(toy_data: Ladder, rank: int) -> None:
     ladder = with_stage(toy_data, max_steps=5000, eval_interval=5000, save_interval=5000)
@@ -143,6 +146,7 @@ def children_of(pid: int) -> list[int]:
     return [int(word) for word in children.read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused_once_with_numbers_that_fit(toy_data: Ladder) -> None:
     ladder = with_stage(toy_data, batch_size=5, micro_batch_size=None)
     status, out, err = finished(train(ladder))
@@ -169,6 +173,7 @@ def found_by(folder: Path, rank: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_gradients_loss_and_norm_are_those_of_one_process(group_of_two: tuple[Path, str]) -> None:
     expected = gradients_of_a_step(ALONE)
     for rank in (0, 1):
@@ -178,6 +183,7 @@ def test_gradients_loss_and_norm_are_those_of_one_process(group_of_two: tuple[Pa
             torch.testing.assert_close(found[name], tensor, rtol=1e-5 if tensor.dim() == 0 else 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_muon_moves_all_processes_as_it_moves_one(group_of_two: tuple[Path, str]) -> None:
     expected = weights_moved_by_muon(ALONE)
     found = [torch.load(group_of_two[0] / f"muon{rank}.pt") for rank in (0, 1)]
@@ -186,6 +192,7 @@ def test_muon_moves_all_processes_as_it_moves_one(group_of_two: tuple[Path, str]
         torch.testing.assert_close(found[0][name], tensor, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_steps_ahead_of_a_group_are_those_of_one_process(group_of_two: tuple[Path, str]) -> None:
     expected = weights_of_steps_ahead(ALONE)
     found = [torch.load(group_of_two[0] / f"ahead{rank}.pt") for rank in (0, 1)]
@@ -196,6 +203,7 @@ def test_steps_ahead_of_a_group_are_those_of_one_process(group_of_two: tuple[Pat
         torch.testing.assert_close(found[0][name], tensor, rtol=1e-5 if numbers else 0, atol=0 if numbers else 1e-4)
 
 
+@pytest.mark.slow
 def test_a_group_agrees(group_of_two: tuple[Path, str]) -> None:
     for rank in (0, 1):
         found = found_by(group_of_two[0], rank)
@@ -205,6 +213,7 @@ def test_a_group_agrees(group_of_two: tuple[Path, str]) -> None:
         assert found["share"] == [[0, 1, 2], [3, 4, 5]][rank]
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_process_ends_all_and_is_told_by_one(group_of_two: tuple[Path, str]) -> None:
     first, second = (found_by(group_of_two[0], rank) for rank in (0, 1))
     assert (first["user"], second["user"]) == ("OthersFailed: ", "DataError: cut")
@@ -213,6 +222,7 @@ def test_what_fails_in_one_process_ends_all_and_is_told_by_one(group_of_two: tup
         assert first[kind] == "OutOfMemoryError: full" and second[kind].startswith("MemoryError: another process")
 
 
+@pytest.mark.slow
 def test_a_signal_to_any_process_counts_for_all_once_they_have_agreed(group_of_two: tuple[Path, str]) -> None:
     for rank in (0, 1):
         found = found_by(group_of_two[0], rank)
@@ -220,11 +230,79 @@ def test_a_signal_to_any_process_counts_for_all_once_they_have_agreed(group_of_t
         assert found["interrupted"] == "Interrupted: stopped by SIGTERM"
 
 
+@pytest.mark.slow
 def test_only_the_first_is_heard_and_it_notices_at_once_that_the_other_is_dead(group_of_two: tuple[Path, str]) -> None:
     heard, lost = group_of_two[1].splitlines()
     assert heard == "only the first is heard"
     assert json.loads(lost)["lost"].startswith("PeerLost: another process of this run is gone")
     assert json.loads(lost)["seconds"] < 20
+
+
+# --- agreements, with a stand-in for the other process ----------------------------------------------------------------
+
+OUT_OF_MEMORY, INTERRUPTED, USER_ERROR = 1, 2, 3
+
+
+@pytest.fixture
+def the_other(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the other of two processes brings into an agreement: how it ended, who speaks, two numbers for signals."""
+    brings = [0, 0, 0, 0]
+
+    def all_reduce(tensor: torch.Tensor, **_: Any) -> None:
+        assert brings, "the connection is gone"
+        tensor.copy_(torch.maximum(tensor, torch.tensor(brings)))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    return brings
+
+
+def agreed(rank: int, error: Exception | None = None) -> str:
+    """What process `rank` of two sees of an agreement, in words."""
+    try:
+        with Group(rank, 2).agreement():
+            if error is not None:
+                raise error
+    except Exception as seen:
+        return f"{type(seen).__name__}: {seen}"
+    return "agreed"
+
+
+def test_an_agreement_ends_for_all_as_it_ended_for_the_worst(the_other: list[int]) -> None:
+    cut, full = DataError("cut"), MemoryError("full")
+    assert agreed(0) == "agreed"
+    assert agreed(0, cut) == "DataError: cut" and cut.tell is True
+    assert agreed(1, full) == "MemoryError: full"
+    the_other[:] = [OUT_OF_MEMORY, 0, 0, 0]
+    assert agreed(0) == "MemoryError: another process of this run is out of memory"
+    assert agreed(0, full) == "MemoryError: full" and agreed(0, cut) == "DataError: cut"
+    the_other[:] = [INTERRUPTED, 0, int(signal.SIGTERM), 0]
+    assert agreed(0) == agreed(1, full) == "Interrupted: stopped by SIGTERM"
+    the_other[:] = [USER_ERROR, 2, 0, 0]  # of the first process, which speaks before the second
+    assert agreed(1) == agreed(1, full) == agreed(1, DataError("cut here too")) == "OthersFailed: "
+    the_other[:] = [USER_ERROR, 1, 0, 0]
+    assert agreed(0, cut) == "DataError: cut"
+
+
+def test_what_is_a_mistake_of_ours_is_raised_at_once(the_other: list[int]) -> None:
+    the_other.clear()
+    assert agreed(0, RuntimeError("shapes do not match")) == "RuntimeError: shapes do not match"
+    assert agreed(0, ValueError("no number")) == "ValueError: no number"
+
+
+def test_a_lost_peer_is_not_asked_whether_it_agrees(the_other: list[int]) -> None:
+    the_other.clear()
+    assert agreed(0, PeerLost("gone")) == "PeerLost: gone"
+
+
+def test_a_group_that_is_disbanded_asks_nobody(the_other: list[int]) -> None:
+    the_other.clear()
+    group = Group(1, 2)
+    with pytest.raises(AssertionError, match="the connection is gone"):
+        group.any(True)
+    group.disband()
+    assert group.is_alone and not group.is_first
+    assert group.any(True) and group.sum(2.5) == 2.5 and group.from_first("x") == "x"
+    assert group.first(lambda: 3) == group.together(lambda: 3) == 3
 
 
 # --- shares, without other processes ----------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from storyladder.learning.dropout import Dropout
+from storyladder.layers import Dropout, DropoutAdd
+from storyladder.layers.kernels import cpu_kernels, without_kernels
 
 
 def dropped(x: torch.Tensor, p: float, seed: int = 0) -> torch.Tensor:
@@ -21,6 +22,8 @@ def test_nothing_is_dropped_in_eval_mode_or_at_zero() -> None:
     state = torch.get_rng_state()
     assert Dropout(0.5).eval()(x) is x
     assert Dropout(0.0)(x) is x
+    for residual in (DropoutAdd(0.5).eval(), DropoutAdd(0.0)):
+        assert torch.equal(residual(x, 3 * x), x + 3 * x)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -78,11 +81,37 @@ def test_any_shape_is_kept(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
-def test_the_number_format_is_kept(dtype: torch.dtype) -> None:
+def test_the_dtype_is_kept(dtype: torch.dtype) -> None:
     y = dropped(torch.ones(64, dtype=dtype), 0.5)
     assert y.dtype == dtype
     assert set(y.tolist()) == {0.0, 2.0}
 
 
 def test_a_device_other_than_the_cpu_uses_torchs_own() -> None:
-    assert dropped(torch.ones(3, 4, device="meta"), 0.5).shape == (3, 4)
+    x = torch.ones(3, 4, device="meta")
+    assert dropped(x, 0.5).shape == DropoutAdd(0.5)(x, x).shape == (3, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_residual_is_the_stream_plus_dropout_and_backward_drops_the_same(dtype: torch.dtype) -> None:
+    x = torch.randn(50, 41, dtype=torch.float32 if dtype != torch.float64 else dtype, requires_grad=True)
+    y = torch.ones(50, 41, dtype=dtype, requires_grad=True)
+    torch.manual_seed(0)
+    out = DropoutAdd(0.4)(x, y)
+    torch.testing.assert_close(out, x + dropped(y, 0.4), rtol=0, atol=5e-3)
+    out.sum().backward()
+    assert x.grad is not None and y.grad is not None
+    assert (x.grad == 1).all() and y.grad.dtype == dtype
+    assert torch.equal(y.grad == 0, out == x) and 0.3 < (out == x).float().mean() < 0.5
+    torch.testing.assert_close(y.grad[y.grad != 0].double().unique().mean().item(), 1 / 0.6, rtol=5e-3, atol=0)
+
+
+@pytest.mark.skipif(cpu_kernels() is None, reason="no C compiler here")
+@pytest.mark.parametrize("p", [0.1, 0.9])
+def test_with_and_without_the_kernel_the_same_elements_are_dropped(p: float) -> None:
+    x, y = torch.randn(2, 70_001)
+    ours = dropped(y, p), DropoutAdd(p)(x, y)
+    with without_kernels("dropout"):
+        theirs = dropped(y, p), DropoutAdd(p)(x, y)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)

@@ -45,14 +45,8 @@ ONLY = {
     ),
     "storyladder.unknown_flags": ("storyladder.settings",),
     "config": ("storyladder.settings", "storyladder.command_line"),
-    "model": (
-        "storyladder.settings",
-        "storyladder.learning.activation",
-        "storyladder.learning.attention",
-        "storyladder.learning.dropout",
-        "storyladder.learning.layer_norm",
-        "storyladder.learning.linear",
-    ),
+    "storyladder.layers": ("storyladder.layers",),
+    "model": ("storyladder.settings", "storyladder.layers"),
 }
 STANDARD_LIBRARY_ONLY = (
     *("storyladder.settings", "storyladder.command_line", "storyladder.unknown_flags", "config"),
@@ -129,6 +123,10 @@ def test_some_rooms_are_stricter_than_their_floor(room: str) -> None:
     assert members
     found = {target for name in members for target in ours_imported_by(name)}
     assert {target for target in found if not any(is_in(target, allowed) for allowed in ONLY[room])} == set()
+
+
+def test_model_imports_the_layers_in_one_line() -> None:
+    assert ours_imported_by("model") == {"storyladder.layers", "storyladder.settings"}
 
 
 @pytest.mark.parametrize("name", STANDARD_LIBRARY_ONLY)

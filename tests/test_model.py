@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from model import GPT, Attention
-from storyladder.learning.dropout import Dropout
+from storyladder.layers import Dropout, DropoutAdd
 from storyladder.settings import ModelConfig
 
 BuildGPT = Callable[..., GPT]
@@ -157,12 +157,13 @@ def test_dropout_acts_on_the_embedding_and_on_both_branches_of_every_block(small
     model = small_gpt(n_layer=3, dropout=0.5)
     zeros: list[float] = []
 
-    def count(module: Dropout, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor], out: object) -> None:
-        zeros.append((out == named.get("onto", 0)).float().mean())
+    def count(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        unchanged = inputs[0] if isinstance(module, DropoutAdd) else 0
+        zeros.append((out == unchanged).float().mean())
 
     for module in model.modules():
-        if isinstance(module, Dropout):
-            module.register_forward_hook(count, with_kwargs=True)
+        if isinstance(module, (Dropout, DropoutAdd)):
+            module.register_forward_hook(count)
     model(some_ids(4, 16))
     assert len(zeros) == 1 + 2 * 3
     assert all(0.4 < share < 0.6 for share in zeros)

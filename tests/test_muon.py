@@ -25,8 +25,8 @@ from storyladder.stage.setup import set_up
 BuildGPT = Callable[..., GPT]
 STAGE = StageConfig(
     name="tiny",
-    train_file="",
-    val_file="",
+    corpus="tiny",
+    script="train_tiny.py",
     result_file="",
     optimizer="muon",
     max_lr=0.25,

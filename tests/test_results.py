@@ -8,24 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from stages import files_of
+from stages import files_of, payload_of
 
 from storyladder.results import check_shapes, plain_settings
 from storyladder.runtime.checkpoint import previous_of
 from storyladder.runtime.errors import CheckpointError
 from storyladder.settings import Ladder
-
-
-def payload_of(ladder: Ladder) -> dict[str, object]:
-    return {
-        "stage": "children",
-        "step": 3,
-        "val_loss": 1.5,
-        "seen_tokens": torch.ones(ladder.model.vocab_size, dtype=torch.uint8),
-        "settings": plain_settings(ladder, ladder.stage("children"), []),
-        "data": {"train_ch.bin": "a", "val_ch.bin": "b"},
-        "model": {"transformer.wte.weight": torch.zeros(ladder.model.vocab_size, ladder.model.n_embd)},
-    }
 
 
 def test_settings_stand_behind_those_that_the_ancestors_were_trained_with(toy_ladder: Ladder) -> None:

@@ -9,13 +9,77 @@ from typing import Any
 
 import pytest
 from conftest import MUON
-from stages import assert_equal, files_of, interrupt_in_step, run_of, with_stage
+from stages import assert_equal, files_of, interrupt_in_step, payload_of, run_of, with_stage
 
 from model import GPT
-from storyladder.runtime.checkpoint import previous_of, read_checkpoint, save_checkpoint
+from storyladder.runtime.checkpoint import digest_of, previous_of, read_checkpoint, save_checkpoint
+from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.errors import CheckpointError, UserError
 from storyladder.settings import Ladder
 from storyladder.stage.loop import train_stage
+from storyladder.stage.start import Start, find_start
+from storyladder.stage.state import TrainState
+
+# --- alone: files in a folder, and nothing trained --------------------------------------------------------------------
+
+DATA = {"train.bin": "a", "val.bin": "b"}
+
+
+def start_of(ladder: Ladder, name: str = "tiny", data: dict[str, str] | None = None, **flags: Any) -> Start:
+    return find_start(run_of(ladder, name, **flags), files_of(ladder, name), data or DATA, ALONE)
+
+
+def save_resume_state(ladder: Ladder, **progress: Any) -> None:
+    state = TrainState(step=3, best_step=0, best_loss=4.0, **progress)
+    payload = {**payload_of(ladder, "tiny"), "progress": vars(state), "parent_digest": None}
+    save_checkpoint(files_of(ladder).resume, payload, keep_previous=False)
+
+
+def test_a_stage_that_never_began_starts_from_random_weights(toy_ladder: Ladder) -> None:
+    assert start_of(toy_ladder) == Start("starting from random weights", None, TrainState())
+
+
+def test_a_resume_state_is_continued_unless_asked_to_start_over(toy_ladder: Ladder) -> None:
+    save_resume_state(toy_ladder, skipped_steps=2)
+    start = start_of(toy_ladder)
+    assert start.description == "continuing at step 3 from tiny_resume.pt"
+    assert start.payload is not None and start.state == TrainState(**start.payload["progress"])
+    assert (start.state.step, start.state.skipped_steps, start.ancestors) == (3, 2, [])
+    assert start_of(toy_ladder, fresh=True).payload is None
+
+
+def test_a_fitted_schedule_is_kept_until_changes_are_accepted(toy_ladder: Ladder) -> None:
+    save_resume_state(toy_ladder, fitted={"max_steps": 1234})
+    start = start_of(toy_ladder)
+    assert start.description.endswith(", with its schedule of 1,234 steps") and start.state.fitted["max_steps"] == 1234
+    changed = with_stage(toy_ladder, max_lr=0.5)
+    with pytest.raises(UserError, match=r"max_lr was 0.01 and is 0.5"):
+        start_of(changed)
+    assert start_of(changed, accept_changes=True).state.fitted == {}
+    with pytest.raises(UserError, match=r"content of val.bin changed"):
+        start_of(toy_ladder, data={**DATA, "val.bin": "c"})
+
+
+def test_a_plan_leaves_a_damaged_resume_state_where_it_is(toy_ladder: Ladder) -> None:
+    save_resume_state(toy_ladder)
+    resume = files_of(toy_ladder).resume
+    resume.write_bytes(resume.read_bytes()[:-500])
+    for flags, left in (({"plan": True}, True), ({}, False)):
+        with pytest.raises(CheckpointError, match=r"damaged.*python train_tiny\.py --device cpu --fresh starts"):
+            start_of(toy_ladder, **flags)
+        assert resume.exists() == left
+
+
+def test_the_stage_before_gives_weights_settings_and_digest(toy_ladder: Ladder) -> None:
+    payload = payload_of(toy_ladder, "tiny")
+    save_checkpoint(files_of(toy_ladder).result, payload, keep_previous=False)
+    start = start_of(toy_ladder, "children")
+    assert start.description == "starting from tinystories_28M_final.pt (step 3, validation loss 1.5000 on tiny)"
+    assert start.state == TrainState() and start.ancestors == payload["settings"]["stages"]
+    assert start.parent_digest == digest_of(payload["model"])
+
+
+# --- in a stage -------------------------------------------------------------------------------------------------------
 
 
 def test_when_all_resume_states_are_damaged_it_stops_and_never_starts_over_silently(toy_data: Ladder) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model import GPT
-from storyladder.learning import activation, attention, dropout, layer_norm, linear, loss
+from storyladder.layers.kernels import PARTS, Part, without_kernels
 from storyladder.learning.optimizer import build_optimizer
 from storyladder.learning.step import StepResult
 from storyladder.runtime.machine import Precision
@@ -43,19 +43,15 @@ def take_step(
     return stepper_of(model, optimizer, **changes).step(batch, step, lr)
 
 
-@pytest.mark.parametrize("kernels", [True, False])
-def test_a_step_in_bf16_has_the_gradients_of_fp64_but_for_rounding(
-    small_gpt: BuildGPT, monkeypatch: pytest.MonkeyPatch, kernels: bool
-) -> None:
-    """Large enough for every kernel that a CPU with AMX takes; and without kernels, as where there is no compiler."""
-    if not kernels:
-        for module in (activation, attention, dropout, layer_norm, linear, loss):
-            monkeypatch.setattr(module, "kernels_for", lambda x: None)
+@pytest.mark.parametrize("off", [(), PARTS], ids=["kernels", "no kernels"])
+def test_a_step_in_bf16_has_the_gradients_of_fp64_but_for_rounding(small_gpt: BuildGPT, off: tuple[Part, ...]) -> None:
+    """Large enough for every kernel that a CPU with AMX uses; and without kernels, as where there is no compiler."""
     sizes = {"far": 0.1, "n_head": 4, "n_embd": 64, "context_length": 128}
     ids = torch.randint(40, (8, 129), generator=torch.Generator().manual_seed(1))
     batch, bf16 = (ids[:, :-1], ids[:, 1:]), Precision(torch.bfloat16, "a test wants it", "cpu")
     exact_loss, exact = accumulated(small_gpt(**sizes).double(), batch, 8)
-    loss_there, found = accumulated(small_gpt(**sizes), batch, 8, precision=bf16)
+    with without_kernels(*off):
+        loss_there, found = accumulated(small_gpt(**sizes), batch, 8, precision=bf16)
     assert loss_there == pytest.approx(exact_loss, rel=2**-8)
     for name, gradient in found.items():
         error = (gradient.double() - exact[name]).norm() / exact[name].norm()
@@ -80,7 +76,7 @@ def test_gradients_are_added_to_those_that_are_there_and_a_step_starts_from_none
     stepper_of(model).accumulate_gradients(batch, 0)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=0, atol=1e-12)
-    loose = {"stage": StageConfig(name="tiny", train_file="", val_file="", result_file="", grad_clip=1e6)}
+    loose = {"stage": StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", grad_clip=1e6)}
     take_step(model, build_optimizer(model, STAGE), batch, **loose)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, once[name], rtol=0, atol=1e-12)
@@ -91,7 +87,7 @@ def test_a_step_clips_tells_loss_and_norm_and_moves_by_the_rate(small_gpt: Build
     loss, grads = accumulated(model, batch, 2)
     norm = torch.cat([grad.flatten() for grad in grads.values()]).norm().item()
     optimizer, before = build_optimizer(model, STAGE), everything(model, build_optimizer(model, STAGE))
-    stage = StageConfig(name="tiny", train_file="", val_file="", result_file="", grad_clip=norm / 4)
+    stage = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", grad_clip=norm / 4)
     result = take_step(model, optimizer, batch, stage=stage, lr=0.01)
     assert result.applied
     assert result.train_loss == pytest.approx(loss, rel=1e-6)
@@ -139,7 +135,7 @@ def test_a_step_draws_dropout_by_the_seed_of_the_stage_and_its_own_number(small_
     losses = {}
     for seed, step in ((7, 0), (7, 1), (8, 0)):
         model.load_state_dict(start)
-        stage = StageConfig(name="tiny", train_file="", val_file="", result_file="", seed=seed)
+        stage = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", seed=seed)
         losses[seed, step] = take_step(model, build_optimizer(model, stage), batch, stage=stage, step=step).train_loss
         assert losses[seed, step] == pytest.approx(accumulated_from(model, start, batch, (seed, step)), abs=1e-6)
     assert len(set(losses.values())) == 3

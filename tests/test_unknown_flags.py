@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from running import SCRIPTS, flags_of, refusal, run_script
+from running import PROJECT, SCRIPTS, flags_of, refusal, run_script
 
 from storyladder.command_line import Parser, load_ladder, stage_run
 from storyladder.runtime.errors import UserError
@@ -149,7 +149,7 @@ def test_no_setting_and_no_flag_of_ours_is_hidden_by_a_word_of_others() -> None:
         if field not in _ANSWERS:
             assert answer(f"--{field}", "config.py") == f"set {field} ({FIELDS[field]}) in mine.py"
     with pytest.raises(UserError, match=r"set max_lr \(StageConfig\) in config\.py; see python train_simp\.py --help"):
-        stage_run("simple", "x", ["--lr", "1"])
+        stage_run("simple", "x", ["--lr", "1"], str(PROJECT / "train_simp.py"))
     assert load_ladder(None, "default").config_flag is None
     with pytest.raises(UserError, match="see python"):
         Parser("x").parse(["--lr"])

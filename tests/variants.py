@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
-_LEFT_OUT = (".git", ".venv", ".kernels", "data", "checkpoints", "runs", "reports", "__pycache__", ".*_cache")
+_LEFT_OUT = (".git", ".venv", "data", "checkpoints", "runs", "reports", "__pycache__", ".*_cache")
 _COMPILERS = ("cc", "c89", "c99", "c++", "gcc", "g++", "clang", "tcc")
 
 

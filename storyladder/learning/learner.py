@@ -212,8 +212,8 @@ class Learner(Stepper):
         if self.parallel is not None:  # it may be waiting for the rest of an interrupted backward
             self.parallel.close()
             self.parallel = None
+        self._ahead = None
         if self.device.type == "cuda":
-            self._ahead = None
             torch.cuda.empty_cache()
         elif self.device.type == "mps":
             torch.mps.empty_cache()

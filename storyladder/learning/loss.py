@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from storyladder.learning.kernels import kernels_for
+from storyladder.layers.kernels import kernels_for
 
 _CHUNK_SCORES = {"cpu": 1 << 25, "cuda": 1 << 28}  # scores per chunk: 128 MB in fp32; GPUs need large matmuls
 _COLUMNS = {"cuda": 64}  # pad to a multiple for fast matmuls: nanoGPT gained 25 % from 50,304 columns instead of 50,257
@@ -110,7 +110,7 @@ def _chunks(
 
 def entropy_(scores_RV: Tensor, targets_R: Tensor, log_unseen: float, gradient: bool) -> Tensor:
     """Summed cross-entropy of some rows. Overwrites the scores; with `gradient`, by the loss's gradient."""
-    kernels = kernels_for(scores_RV)
+    kernels = kernels_for(scores_RV, "loss")
     if kernels is not None and scores_RV.is_contiguous():  # with padded columns they are not
         losses_R = kernels.cross_entropy_(scores_RV, targets_R, last_offset=log_unseen, gradient=gradient)
         return losses_R.sum()

@@ -23,17 +23,19 @@ def check_optimizer(payload: Payload, path: Path, stage: StageConfig) -> None:
 
 def _saved_settings(payload: Payload) -> dict[str, Any]:
     """The stage's settings in a checkpoint. A field that did not exist yet gets its default, which changes nothing."""
+    saved = payload["settings"]["stages"][-1]
     later = {
         field.name: field.default
         for field in dataclasses.fields(StageConfig)
         if field.default is not dataclasses.MISSING
     }
-    return {**later, **payload["settings"]["stages"][-1]}
+    return {"corpus": saved.get("name"), **later, **saved}  # a corpus had the name of its stage
 
 
 # Settings for speed, evaluations and files: they do not change what the model learns, except that dropout's random
 # numbers depend on the micro-batches.
 _FREE_SETTINGS = {
+    "script",
     "result_file",
     "micro_batch_size",
     "threads",
@@ -55,6 +57,8 @@ def changes_since(payload: Payload, ladder: Ladder, stage: StageConfig, data: di
         for name, value in now.items()
         if name not in _FREE_SETTINGS and saved.get(name) != value
     ]
+    if (tokenizer := payload["settings"].get("tokenizer", "gpt2")) != ladder.tokenizer:
+        changed.append(f"tokenizer was {tokenizer} and is {ladder.tokenizer}")
     if payload["settings"]["model"].get("dropout") != ladder.model.dropout:
         changed.append(f"dropout was {payload['settings']['model'].get('dropout')} and is {ladder.model.dropout}")
     changed += [f"the content of {name} changed" for name in data if payload["data"].get(name) != data[name]]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from storyladder.command_line import StageRun
+from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import recorded_fingerprint
 from storyladder.results import StageFiles, broken_links, check_shapes, load_result
 from storyladder.runtime.checkpoint import Loaded, Payload, rename_damaged, save_checkpoint
@@ -46,9 +47,8 @@ def _compare(run: StageRun, payload: Payload) -> None:
     *ancestors, saved = payload["settings"]["stages"]
     asked = dataclasses.asdict(run.stage)
     # Settings that did not exist when the result was written cannot be compared.
-    settings = {**payload["settings"], "stages": [*ancestors, {**asked, **saved}]}
-    folder = run.ladder.folder("data")
-    data = {name: recorded_fingerprint(folder / name) for name in (run.stage.train_file, run.stage.val_file)}
+    settings = {**payload["settings"], "stages": [*ancestors, {**asked, "corpus": saved.get("name"), **saved}]}
+    data = {path.name: recorded_fingerprint(path) for path in token_files(run.ladder, run.stage)}
     there = {name: fingerprint for name, fingerprint in data.items() if fingerprint is not None}
     changes = changes_since({**payload, "settings": settings}, run.ladder, run.stage, there)
     changes += [reason for _, reason in broken_links(run.ladder, run.stage, payload)]

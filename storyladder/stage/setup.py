@@ -11,9 +11,10 @@ import socket
 import torch
 
 from storyladder.command_line import StageRun
+from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
-from storyladder.corpus.tokenizer import Tokenizer, gpt2_tokenizer
-from storyladder.learning.kernels import why_no_kernels
+from storyladder.corpus.tokenizer import Tokenizer, tokenizer_named
+from storyladder.layers.kernels import why_no_kernels
 from storyladder.learning.learner import Learner
 from storyladder.learning.memory import fitting_micro_batch, useful_threads
 from storyladder.learning.network import BuildModel
@@ -278,11 +279,11 @@ def _set_threads(run: StageRun, before: int | None, vocabulary: CompactVocabular
 
 
 def _open_text(run: StageRun) -> StageText:
-    model, tokenizer = run.ladder.model, gpt2_tokenizer()
+    model, tokenizer = run.ladder.model, tokenizer_named(run.ladder.tokenizer)
     opened = functools.partial(open_token_file, tokenizer=tokenizer.fingerprint, vocab_size=model.vocab_size)
-    folder = run.ladder.folder("data")
-    train = opened(folder / run.stage.train_file, at_least=model.context_length + 1)
-    val = opened(folder / run.stage.val_file, at_least=2)
+    train_path, val_path = token_files(run.ladder, run.stage)
+    train = opened(train_path, at_least=model.context_length + 1)
+    val = opened(val_path, at_least=2)
     return StageText(train, val, model.context_length, tokenizer)
 
 

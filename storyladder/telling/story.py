@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
-from storyladder.corpus.tokenizer import EOT, Tokenizer
+from storyladder.corpus.tokenizer import Tokenizer
 from storyladder.learning.network import LanguageModel
 from storyladder.settings import GenerateConfig
 from storyladder.telling.sampling import next_token
@@ -22,6 +22,7 @@ Tokens = Iterator[int]
 @torch.no_grad()
 def story_tokens(
     model: LanguageModel,
+    tokenizer: Tokenizer,
     prompt: list[int],
     *,
     settings: GenerateConfig,
@@ -33,7 +34,7 @@ def story_tokens(
     When the context is full, the cache is rebuilt from its last half: positions are learned, so it cannot slide.
     """
     context_length = model.config.context_length
-    ids = [EOT, *prompt]  # a story starts after the token that ended the previous one
+    ids = [tokenizer.eot, *prompt]  # a story starts after the token that ended the previous one
     unread = ids[-context_length:]
     cache: list[list[torch.Tensor]] = [[] for _ in range(model.config.n_layer)]
     for _ in range(settings.max_new_tokens):
@@ -44,12 +45,12 @@ def story_tokens(
         idx_BT = torch.tensor([unread], device=device)
         hidden_C = model.hidden(idx_BT, cache)[0, -1]
         token = next_token(
-            F.linear(hidden_C, model.head_weight[: Tokenizer.vocab_size]),  # without the rows of a padded vocabulary
+            F.linear(hidden_C, model.head_weight[: tokenizer.vocab_size]),  # without the rows of a padded vocabulary
             temperature=settings.temperature,
             top_k=settings.top_k,
             generator=generator,
         )
-        if token == EOT:
+        if token == tokenizer.eot:
             return
         ids.append(token)
         unread = [token]
@@ -78,7 +79,8 @@ def tell(
 ) -> Iterator[str]:
     """Tell one story: yields pieces of text, without the prompt. The model must be in eval mode."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = story_tokens(model, tokenizer.encode(prompt), settings=settings, generator=generator, device=device)
+    ids = tokenizer.encode(prompt)
+    tokens = story_tokens(model, tokenizer, ids, settings=settings, generator=generator, device=device)
     for piece in text_pieces(tokens, tokenizer):
         check_stop()
         yield piece

@@ -1,6 +1,7 @@
-"""Dropout whose masks cost next to nothing on a CPU: whether an element stays is a hash of its place and a key.
+"""Dropout that costs next to nothing on a CPU: whether an element is kept is a hash of its position and a key.
 
-torch draws the masks there one by one, in one thread. Nothing is kept for the way back; the hash says it again.
+torch draws the random numbers of a mask there one by one, in one thread. The hash also makes storing the mask
+unnecessary: backward computes it again.
 """
 
 from __future__ import annotations
@@ -13,27 +14,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from storyladder.learning.kernels import DropoutKey, kernels_for
+from storyladder.layers.kernels import DropoutKey, kernels_for
 
 
 class Dropout(nn.Module):
-    """nn.Dropout for residual branches. The key comes from torch's generator, so torch.manual_seed rules it."""
+    """nn.Dropout with probability `p`. The key is drawn from torch's generator, so torch.manual_seed repeats it."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
-    def forward(self, y: Tensor, onto: Tensor | None = None) -> Tensor:
-        """dropout(y), or onto + dropout(y), which is one pass; `onto` has the shape of y."""
+    def forward(self, y: Tensor) -> Tensor:
+        """dropout(y)."""
         if not self.training or self.p == 0:
-            return y if onto is None else onto + y
+            return y
         if y.device.type != "cpu":
-            dropped = F.dropout(y, self.p)
-            return dropped if onto is None else onto + dropped
-        key = DropoutKey.of(self.p, int(torch.randint(2**62, ())))
-        if onto is None:
-            return _Dropped.apply(y, key)  # type: ignore[no-any-return,no-untyped-call]
-        return _AddDropped.apply(onto, y, key)  # type: ignore[no-any-return,no-untyped-call]
+            return F.dropout(y, self.p)
+        return _Dropped.apply(y, _new_key(self.p))  # type: ignore[no-any-return,no-untyped-call]
+
+
+class DropoutAdd(nn.Module):
+    """A residual connection: the branch's output y gets dropout and is added to the stream x, on a CPU in one pass."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x + dropout(y); both have the same shape."""
+        if not self.training or self.p == 0:
+            return x + y
+        if y.device.type != "cpu":
+            return x + F.dropout(y, self.p)
+        return _AddDropped.apply(x, y, _new_key(self.p))  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _new_key(p: float) -> DropoutKey:
+    return DropoutKey.of(p, int(torch.randint(2**62, ())))
 
 
 class _Dropped(torch.autograd.Function):
@@ -51,7 +68,7 @@ class _AddDropped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, key: DropoutKey) -> Tensor:
         ctx.key, ctx.dtype = key, y.dtype
-        kernels = kernels_for(y)
+        kernels = kernels_for(y, "dropout")
         if kernels is not None and x.dtype == torch.float32:
             return kernels.add_dropped(x, y, key)
         return x + _dropped(y, key, x.dtype)
@@ -62,7 +79,8 @@ class _AddDropped(torch.autograd.Function):
 
 
 def _dropped(y: Tensor, key: DropoutKey, dtype: torch.dtype) -> Tensor:
-    kernels = kernels_for(y)
+    """dropout(y) as `dtype`."""
+    kernels = kernels_for(y, "dropout")
     if kernels is not None and y.dtype == torch.float32 and dtype in (torch.float32, torch.bfloat16):
         return kernels.dropped(y, key, dtype)
     factor = torch.from_numpy(_kept(y.numel(), key)).view(y.shape)
@@ -70,7 +88,7 @@ def _dropped(y: Tensor, key: DropoutKey, dtype: torch.dtype) -> Tensor:
 
 
 def _kept(n: int, key: DropoutKey) -> npt.NDArray[np.bool_]:
-    """Which of n elements stay: the hash of kernels.c, pass by pass."""
+    """Which of n elements are kept: the hash of kernels.c, one numpy operation at a time."""
     h = np.arange(n, dtype=np.uint32) * np.uint32(0x9E3779B9) + np.uint32(key.first)
     h ^= h >> np.uint32(16)
     h *= np.uint32(0x7FEB352D)

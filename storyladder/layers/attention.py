@@ -1,7 +1,6 @@
-"""Causal attention of a whole window, the way that is fastest where it runs.
+"""Causal self-attention over a whole window, in the fastest form for the device and the precision.
 
-Shapes: B sequences, T tokens, C width, H heads, D width of a head; N = B * H matrices, one for every head of every
-sequence.
+Shapes: B sequences, T tokens, C width, H heads, D width of a head; N = B * H, one matrix per head and sequence.
 """
 
 from __future__ import annotations
@@ -13,25 +12,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from storyladder.learning.kernels import kernels_for
+from storyladder.layers.kernels import Kernels, kernels_for
 
-_WIDTHS = {"cuda": 8}  # a multiple that the quickest kernels (cuDNN's) insist on
-_LONGEST = 1024  # tokens up to which whole score matrices pay; above, torch's kernel that never holds them
+_WIDTHS = {"cuda": 8}  # the fastest kernels (cuDNN's) need a head width that is a multiple of this
+_MAX_TOKENS = 1024  # longer windows use torch's fused kernel, which never stores a whole (T, T) score matrix
 
 
 def causal_attention(qkv_BTE: Tensor, n_head: int) -> Tensor:
-    """Every token looks at itself and the tokens before it. Queries, keys and values, (B, T, 3 C), to (B, T, C).
+    """softmax(q k^T / sqrt(D)) v in every head; a token sees itself and earlier tokens. (B, T, 3 C) to (B, T, C).
 
-    Probabilities get no dropout (GPT-2's did): it would force the slow kernel on CPUs and cuDNN. On a CPU in bf16,
-    batched products of whole score matrices were three to four times as fast as torch's fused kernel in a trial with
-    AMX; in float32 they are not (LOG.md).
+    `qkv_BTE` holds queries, keys and values next to each other. The probabilities get no dropout (GPT-2's did): it
+    would rule out the fast kernels on CPUs and in cuDNN. On a CPU in bf16, batched matmuls with whole score matrices
+    were three to four times as fast as torch's fused kernel in a trial with AMX; in fp32 they are not (LOG.md).
     """
-    T = qkv_BTE.size(1)
-    if qkv_BTE.dtype == torch.bfloat16 and 1 < T <= _LONGEST and kernels_for(qkv_BTE) is not None:
-        return _Attention.apply(qkv_BTE, n_head)  # type: ignore[no-any-return,no-untyped-call]
+    T, kernels = qkv_BTE.size(1), kernels_for(qkv_BTE, "attention")
+    if kernels is not None and qkv_BTE.dtype == torch.bfloat16 and 1 < T <= _MAX_TOKENS:
+        return _Attention.apply(qkv_BTE, n_head, kernels)  # type: ignore[no-any-return,no-untyped-call]
     q_BHTD, k_BHTD, v_BHTD = split_heads(qkv_BTE, n_head)
     D = q_BHTD.size(-1)
-    if padding := -D % _WIDTHS.get(qkv_BTE.device.type, 1):  # with zeros, which add nothing to any score
+    if padding := -D % _WIDTHS.get(qkv_BTE.device.type, 1):  # zeros do not change the scores
         q_BHTD, k_BHTD, v_BHTD = (F.pad(part, (0, padding)) for part in (q_BHTD, k_BHTD, v_BHTD))
     y_BHTD = F.scaled_dot_product_attention(q_BHTD, k_BHTD, v_BHTD, is_causal=True, scale=1 / math.sqrt(D))
     return merge_heads(y_BHTD[..., :D])
@@ -50,34 +49,30 @@ def merge_heads(y_BHTD: Tensor) -> Tensor:
 
 
 class _Attention(torch.autograd.Function):
-    """Scores, softmax and mixing as batched products, with the probabilities kept for the way back."""
+    """Batched matmuls with a softmax between them. The probabilities are kept for backward."""
 
     @staticmethod
-    def forward(ctx: Any, qkv_BTE: Tensor, n_head: int) -> Tensor:
+    def forward(ctx: Any, qkv_BTE: Tensor, n_head: int, kernels: Kernels) -> Tensor:
         D = qkv_BTE.size(-1) // 3 // n_head
-        kernels = kernels_for(qkv_BTE)
-        assert kernels is not None
         with torch.autocast("cpu", enabled=False):
             qkv_3NTD = kernels.split_heads(qkv_BTE, 3, n_head)
             q_NTD, k_NTD, v_NTD = qkv_3NTD
             probs_NTT = kernels.causal_softmax_(torch.bmm(q_NTD, k_NTD.mT), 1 / math.sqrt(D))
             y_NTD = torch.bmm(probs_NTT, v_NTD)
-        ctx.n_head = n_head
+        ctx.n_head, ctx.kernels = n_head, kernels
         ctx.save_for_backward(qkv_3NTD, probs_NTT)
         return kernels.merge_heads(y_NTD[None], n_head)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         qkv_3NTD, probs_NTT = ctx.saved_tensors
         q_NTD, k_NTD, v_NTD = qkv_3NTD
-        D = q_NTD.size(-1)
-        kernels = kernels_for(probs_NTT)
-        assert kernels is not None
+        D, kernels = q_NTD.size(-1), ctx.kernels
         with torch.autocast("cpu", enabled=False):
             (grad_NTD,) = kernels.split_heads(grads[0], 1, ctx.n_head)
             grad_3NTD = torch.empty_like(qkv_3NTD)
             torch.bmm(probs_NTT.mT, grad_NTD, out=grad_3NTD[2])
-            grad_NTT = kernels.causal_softmax_back_(probs_NTT, torch.bmm(grad_NTD, v_NTD.mT), 1 / math.sqrt(D))
+            grad_NTT = kernels.causal_softmax_backward_(probs_NTT, torch.bmm(grad_NTD, v_NTD.mT), 1 / math.sqrt(D))
             torch.bmm(grad_NTT, k_NTD, out=grad_3NTD[0])
             torch.bmm(grad_NTT.mT, q_NTD, out=grad_3NTD[1])
-        return kernels.merge_heads(grad_3NTD, ctx.n_head), None
+        return kernels.merge_heads(grad_3NTD, ctx.n_head), None, None

@@ -1,32 +1,38 @@
-"""kernels.c, compiled for this CPU at its first use: about a second, once; later runs load what was compiled.
+"""The functions of kernels.c. They are compiled for this CPU at first use (about a second), and loaded in later runs.
 
-Where that is not possible, cpu_kernels() is None and the callers take torch operations: the same mathematics in more
+Where that is not possible, cpu_kernels() is None and the layers use torch operations: the same mathematics in more
 passes through memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from storyladder.learning.compiling import NotCompiled, load_compiled
+from storyladder.layers.compiling import NotCompiled, load_compiled
 
 _SOURCE = Path(__file__).with_name("kernels.c")
-# No -ffast-math: it would drop NaN, which a step must see. Wide vectors: on CPUs with AVX-512 a third faster here.
+# No -ffast-math: it would hide NaN, which a step must see. Wide vectors: a third faster here on CPUs with AVX-512.
 _FLAGS = ["-O3", "-march=native", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math"]
 _FLAGS += ["-fno-signed-zeros", "-freciprocal-math"]
 _WIDE = "-mprefer-vector-width=512"
 _DTYPES = (torch.float32, torch.bfloat16)
+Part = Literal["attention", "dropout", "gelu", "layer_norm", "loss"]
+PARTS: tuple[Part, ...] = get_args(Part)
+_switched_off: set[Part] = set()
 _LEVELS = 1 << 32
-_ROWS = 128  # ROWS in kernels.c: how many rows a partial sum takes
+_ROWS = 128  # ROWS in kernels.c: rows per partial sum
 
 
 class DropoutKey(ctypes.Structure):
-    """Which elements are dropped: those whose hash with the two keys is below the threshold. `Dropout` in kernels.c."""
+    """Chooses which elements are dropped: those whose hash is below the threshold. `Dropout` in kernels.c."""
 
     _fields_ = (
         ("first", ctypes.c_uint32),
@@ -37,7 +43,7 @@ class DropoutKey(ctypes.Structure):
 
     @classmethod
     def of(cls, p: float, seed: int) -> DropoutKey:
-        """The key for a probability, to the nearest 2**-32, and a seed of 64 bits."""
+        """The key for a probability (rounded to a multiple of 2**-32) and a seed of 64 bits."""
         threshold = round(p * _LEVELS)
         return cls(seed % _LEVELS, seed >> 32, threshold, _LEVELS / (_LEVELS - threshold))
 
@@ -50,11 +56,10 @@ class Kernels:
         signatures = {
             "gelu": (pointer, pointer, pointer, size, flag),
             "causal_softmax": (pointer, size, size, real, flag),
-            "causal_softmax_back": (pointer, pointer, size, size, real, flag),
+            "causal_softmax_backward": (pointer, pointer, size, size, real, flag),
             "move_heads": (pointer, pointer, size, size, size, size, size, flag),
-            "column_sums": (pointer, pointer, size, size, flag),
             "layer_norm": (pointer, pointer, pointer, pointer, pointer, size, size, real, flag),
-            "layer_norm_back": (pointer, pointer, pointer, pointer, pointer, pointer, size, size, flag),
+            "layer_norm_backward": (pointer, pointer, pointer, pointer, pointer, pointer, size, size, flag),
             "add_dropped": (pointer, pointer, pointer, size, pointer, flag),
             "dropped": (pointer, pointer, size, pointer, flag),
             "cross_entropy": (pointer, pointer, pointer, size, size, real, flag, flag),
@@ -65,23 +70,23 @@ class Kernels:
         self._library = library
 
     def gelu(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """GELU (tanh form) of x and its slope there, both of x's shape and dtype."""
+        """GELU (tanh form) of x and its derivative there, both of x's shape and dtype."""
         x = x.contiguous()
         y, slope = torch.empty_like(x), torch.empty_like(x)
-        self._library.gelu(x.data_ptr(), y.data_ptr(), slope.data_ptr(), x.numel(), _half(x))
+        self._library.gelu(x.data_ptr(), y.data_ptr(), slope.data_ptr(), x.numel(), _is_bf16(x))
         return y, slope
 
     def causal_softmax_(self, scores_NTT: Tensor, scale: float) -> Tensor:
-        """Softmax of scale * scores over the columns up to the row's, in place; the columns after it become 0."""
+        """Softmax of scale * scores, in place. Row i covers columns 0 to i; later columns become 0."""
         T = scores_NTT.size(-1)
-        self._library.causal_softmax(scores_NTT.data_ptr(), scores_NTT.numel() // T, T, scale, _half(scores_NTT))
+        self._library.causal_softmax(scores_NTT.data_ptr(), scores_NTT.numel() // T, T, scale, _is_bf16(scores_NTT))
         return scores_NTT
 
-    def causal_softmax_back_(self, probs_NTT: Tensor, grad_NTT: Tensor, scale: float) -> Tensor:
-        """From the gradient of the probabilities to that of the scores, in place."""
+    def causal_softmax_backward_(self, probs_NTT: Tensor, grad_NTT: Tensor, scale: float) -> Tensor:
+        """Turn the gradient of the probabilities into that of the scores, in place."""
         T, rows = probs_NTT.size(-1), probs_NTT.numel() // probs_NTT.size(-1)
         pointers = probs_NTT.data_ptr(), grad_NTT.data_ptr()
-        self._library.causal_softmax_back(*pointers, rows, T, scale, _half(probs_NTT))
+        self._library.causal_softmax_backward(*pointers, rows, T, scale, _is_bf16(probs_NTT))
         return grad_NTT
 
     def split_heads(self, x_BTE: Tensor, parts: int, n_head: int) -> Tensor:
@@ -94,39 +99,31 @@ class Kernels:
         return out
 
     def merge_heads(self, x_PNTD: Tensor, n_head: int) -> Tensor:
-        """The way back of split_heads: (parts, B * H, T, D) to (B, T, parts * H * D)."""
+        """The inverse of split_heads: (parts, B * H, T, D) to (B, T, parts * H * D)."""
         parts, N, T, D = x_PNTD.shape
         x_PNTD, out = x_PNTD.contiguous(), x_PNTD.new_empty(N // n_head, T, parts * n_head * D)
         pointers = x_PNTD.data_ptr(), out.data_ptr()
         self._library.move_heads(*pointers, N // n_head, T, parts, n_head, D * out.element_size(), True)
         return out
 
-    def column_sums(self, x_NC: Tensor) -> Tensor:
-        """Sums over the rows, (C,), taken and given in float32."""
-        x_NC = x_NC.contiguous()
-        N, C = x_NC.shape
-        partials = torch.empty(-(-N // _ROWS), C)
-        self._library.column_sums(x_NC.data_ptr(), partials.data_ptr(), N, C, _half(x_NC))
-        return partials.sum(0)
-
     def layer_norm(
         self, x: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """LayerNorm of float32 x over its last dimension, as `dtype`; and the rows' mean and 1 / deviation, (N, 2)."""
+        """LayerNorm of float32 x over its last dimension, as `dtype`; and mean and 1 / std of each row, (N, 2)."""
         x, C = x.contiguous(), x.size(-1)
         y, moments_N2 = torch.empty_like(x, dtype=dtype), torch.empty(x.numel() // C, 2)
         pointers = (t.data_ptr() for t in (x, weight_C, bias_C, y, moments_N2))
-        self._library.layer_norm(*pointers, len(moments_N2), C, eps, _half(y))
+        self._library.layer_norm(*pointers, len(moments_N2), C, eps, _is_bf16(y))
         return y, moments_N2
 
-    def layer_norm_back(
+    def layer_norm_backward(
         self, grad: Tensor, x: Tensor, weight_C: Tensor, moments_N2: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of x, weight and bias, float32, from that of the output and what layer_norm took and gave."""
+        """Gradients of x, weight and bias, float32; `grad` is the output's, `moments_N2` comes from layer_norm."""
         grad, x, C, N = grad.contiguous(), x.contiguous(), x.size(-1), len(moments_N2)
         grad_x, partials = torch.empty_like(x), torch.empty(-(-N // _ROWS), 2, C)
         pointers = (t.data_ptr() for t in (grad, x, weight_C, moments_N2, grad_x, partials))
-        self._library.layer_norm_back(*pointers, N, C, _half(grad))
+        self._library.layer_norm_backward(*pointers, N, C, _is_bf16(grad))
         grad_weight_C, grad_bias_C = partials.sum(0)
         return grad_x, grad_weight_C, grad_bias_C
 
@@ -135,39 +132,57 @@ class Kernels:
         x, y = x.contiguous(), y.contiguous()
         out = torch.empty_like(x)
         pointers = x.data_ptr(), y.data_ptr(), out.data_ptr()
-        self._library.add_dropped(*pointers, x.numel(), ctypes.byref(key), _half(y))
+        self._library.add_dropped(*pointers, x.numel(), ctypes.byref(key), _is_bf16(y))
         return out
 
     def dropped(self, y: Tensor, key: DropoutKey, dtype: torch.dtype) -> Tensor:
         """dropout(y) of y in float32, as `dtype`."""
         y = y.contiguous()
         out = torch.empty_like(y, dtype=dtype)
-        self._library.dropped(y.data_ptr(), out.data_ptr(), y.numel(), ctypes.byref(key), _half(out))
+        self._library.dropped(y.data_ptr(), out.data_ptr(), y.numel(), ctypes.byref(key), _is_bf16(out))
         return out
 
     def cross_entropy_(self, scores_NV: Tensor, targets_N: Tensor, *, last_offset: float, gradient: bool) -> Tensor:
-        """Losses in nats, (N,), of scores whose last column counts `last_offset` more as an alternative.
+        """Losses in nats, (N,). `last_offset` is added to the last column, except where that is the target.
 
-        With `gradient`, that of the losses' sum is written over the scores.
+        With `gradient`, the scores are overwritten with the gradient of the summed losses.
         """
         losses_N = torch.empty(len(scores_NV), dtype=torch.float32)
         pointers = scores_NV.data_ptr(), targets_N.contiguous().data_ptr(), losses_N.data_ptr()
-        self._library.cross_entropy(*pointers, *scores_NV.shape, last_offset, gradient, _half(scores_NV))
+        self._library.cross_entropy(*pointers, *scores_NV.shape, last_offset, gradient, _is_bf16(scores_NV))
         return losses_N
 
 
-def kernels_for(x: Tensor) -> Kernels | None:
-    """The kernels, if they can take this tensor: on the CPU, float32 or bfloat16."""
-    return cpu_kernels() if x.device.type == "cpu" and x.dtype in _DTYPES else None
+def kernels_for(x: Tensor, part: Part) -> Kernels | None:
+    """The kernels, if they can take this tensor (on a CPU, float32 or bfloat16) and `part` of the step uses them.
+
+    None inside torch.compile, which cannot trace them.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype not in _DTYPES or part in _switched_off:
+        return None
+    return cpu_kernels()
+
+
+@contextlib.contextmanager
+def without_kernels(*parts: Part) -> Iterator[None]:
+    """Inside this `with`, these parts of a step use torch operations: for tests, and to measure what a kernel gains."""
+    unknown = set(parts) - set(PARTS)
+    assert not unknown, f"no part of a step is called {unknown}"
+    added = set(parts) - _switched_off
+    _switched_off.update(added)
+    try:
+        yield
+    finally:
+        _switched_off.difference_update(added)
 
 
 def cpu_kernels() -> Kernels | None:
-    """The kernels, compiled if need be; None where that is not possible."""
+    """The kernels, compiled if necessary; None where that is not possible."""
     return _kernels_or_reason()[0]
 
 
 def why_no_kernels() -> str:
-    """Why cpu_kernels() is None, in words for the user; empty where there are kernels."""
+    """The reason why cpu_kernels() is None, for the user; empty if there are kernels."""
     return _kernels_or_reason()[1]
 
 
@@ -180,5 +195,5 @@ def _kernels_or_reason() -> tuple[Kernels | None, str]:
         return None, str(error)
 
 
-def _half(x: Tensor) -> bool:
+def _is_bf16(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16
