@@ -1,1 +1,1 @@
-"""Speed beside that of others, measured with the product's own code."""
+"""Benchmarks of the real code against other implementations."""

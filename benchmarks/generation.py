@@ -1,10 +1,10 @@
-"""Telling speed: tokens/s and time to the first token, beside transformers' generate and reading the context anew.
+"""Generation speed: tokens/s and time to first token, against transformers' generate and no KV cache at all.
 
-    python benchmarks/generation.py                        with random weights, which are as fast as others
-    python benchmarks/generation.py --checkpoint FILE      with those of a result
-    python benchmarks/generation.py --json                 and one JSON object as the last line
+    python benchmarks/generation.py                        with random weights, which are just as fast
+    python benchmarks/generation.py --checkpoint FILE      with the weights of a result
+    python benchmarks/generation.py --json                 with one JSON object as the last line
 
-All three have the same weights and must tell the same first 32 tokens when they always take the likeliest.
+All three have the same weights and must generate the same first 32 tokens with greedy decoding.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ _WARMUPS = 1
 def measure(
     ladder: Ladder, checkpoint: Path, *, device: str, stories: int, tokens: int, seconds: float
 ) -> dict[str, Any]:
-    """All three in turns: `lines` for people, `json` for programs."""
+    """Measure all three in turns: `lines` for people, `json` for programs."""
     from benchmarks.tellers import SAME_TOKENS, Telling, entries_of
     from storyladder.runtime.machine import device_text, pick_device
 
     settings = dataclasses.replace(ladder.generate, max_new_tokens=tokens)
     telling = Telling(ladder=ladder, checkpoint=checkpoint, device=device, prompt=_PROMPT, settings=settings)
-    found = race(entries_of(telling), warmups=_WARMUPS, turns=stories, seconds=seconds, say=report)
-    told = {tuple(measured.facts["likeliest"]) for measured in found.values() if measured.failure is None}
-    same = f"The first {SAME_TOKENS} tokens that are likeliest are {'the same' if len(told) == 1 else 'DIFFERENT'}."
+    found = race(entries_of(telling), warmups=_WARMUPS, turns=stories, seconds=seconds, log=report)
+    greedy = {tuple(measured.facts["greedy"]) for measured in found.values() if measured.failure is None}
+    same = f"The first {SAME_TOKENS} tokens of greedy decoding are {'the same' if len(greedy) == 1 else 'DIFFERENT'}."
     return {
         "lines": [*table(found), "", same],
-        "json": {**json_line(found), "same_tokens": len(told) == 1, "device": device_text(pick_device(device))},
+        "json": {**json_line(found), "same_tokens": len(greedy) == 1, "device": device_text(pick_device(device))},
     }
 
 
 def table(found: dict[str, Measured]) -> list[str]:
-    """The measurements in Markdown."""
+    """The measurements as a Markdown table."""
     from benchmarks.tellers import OURS
 
-    lines = ["| contender | tokens/s (min to max) | n | tokens a story | first token, ms | Storyladder is faster by |"]
+    lines = ["| contender | tokens/s (min to max) | n | tokens per story | first token, ms | Storyladder, speedup |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     ours = found[OURS].median
     for name, measured in found.items():
@@ -70,19 +70,19 @@ def table(found: dict[str, Measured]) -> list[str]:
 
 
 def json_line(found: dict[str, Measured]) -> dict[str, Any]:
-    """What --json ends with; null for what could not be measured."""
-    from benchmarks.tellers import ANEW, OURS, THEIRS
+    """The object that --json prints; null for anything that was not measured."""
+    from benchmarks.tellers import NO_CACHE, OURS, THEIRS
 
     ours = found[OURS].median
     ratios = {
         name: None if ours is None or median is None else round(median / ours, 3)
-        for name in (THEIRS, ANEW)
+        for name in (THEIRS, NO_CACHE)
         for median in (found[name].median,)
     }
     return {
         "tokens_per_s": None if ours is None else round(1 / ours, 1),
         "ratio_transformers": ratios[THEIRS],
-        "ratio_anew": ratios[ANEW],
+        "ratio_no_cache": ratios[NO_CACHE],
         "first_token_ms": {
             name: None if measured.median is None else round(1e3 * _first_token(measured), 2)
             for name, measured in found.items()
@@ -93,7 +93,7 @@ def json_line(found: dict[str, Measured]) -> dict[str, Any]:
 
 
 def _first_token(measured: Measured) -> float:
-    """Median seconds until it."""
+    """Median seconds to the first token."""
     return float(statistics.median(reading["first_token"] for reading in measured.readings))
 
 
@@ -101,12 +101,12 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The flags of this command."""
     parser = Parser(__doc__)
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="tell with this file; default random weights")
-    parser.add_argument("--stories", type=int, default=10, metavar="N", help="stories of each contender (10)")
-    parser.add_argument("--tokens", type=int, default=200, metavar="N", help="longest story, in tokens (200)")
-    parser.add_argument("--minutes", type=positive_number, default=4.0, metavar="N", help="about as long at most (4)")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights to use; default random")
+    parser.add_argument("--stories", type=int, default=10, metavar="N", help="stories per contender (10)")
+    parser.add_argument("--tokens", type=int, default=200, metavar="N", help="maximum tokens per story (200)")
+    parser.add_argument("--minutes", type=positive_number, default=4.0, metavar="N", help="approximate time limit (4)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
-    parser.add_argument("--no-results", action="store_true", help="leave benchmarks/RESULTS.md as it is")
+    parser.add_argument("--no-results", action="store_true", help="do not update benchmarks/RESULTS.md")
     flags = parser.parse(argv)
     for name in ("stories", "tokens"):
         if getattr(flags, name) < 1:
@@ -115,7 +115,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print, record."""
+    """Measure, print and record."""
     with user_errors(), tempfile.TemporaryDirectory(prefix="storyladder-") as folder:
         flags = arguments(argv)
         ladder = load_ladder(flags.config, flags.preset)
@@ -127,9 +127,7 @@ def main(argv: list[str] | None = None) -> None:
         if flags.checkpoint is None:
             put_random_weights(ladder, checkpoint)
         model = model_config(read_checkpoint(checkpoint), checkpoint)
-        room = (
-            model.context_length - 1 - len(_PROMPT)
-        )  # the peer cannot leave the context; a token has a letter or more
+        room = model.context_length - 1 - len(_PROMPT)  # the peer cannot exceed its context; a token is 1+ letters
         tokens = min(flags.tokens, max(room, 1))
         found = measure(
             ladder,
@@ -139,11 +137,11 @@ def main(argv: list[str] | None = None) -> None:
             tokens=tokens,
             seconds=60 * flags.minutes,
         )
-        words = " ".join(sys.argv[1:] if argv is None else argv)
+        typed = " ".join(sys.argv[1:] if argv is None else argv)
         shape = f"{model.n_params:,} parameters, {'random weights' if flags.checkpoint is None else checkpoint.name}"
-        told = f"at most {tokens} tokens after {_PROMPT!r}, temperature {ladder.generate.temperature:g}"
-        lines = [hardware_line() + ".", "", f"    python benchmarks/generation.py {words}".rstrip(), ""]
-        lines += [f"{shape}; {told}, top-k {ladder.generate.top_k}.", "", *found["lines"]]
+        task = f"at most {tokens} tokens after {_PROMPT!r}, temperature {ladder.generate.temperature:g}"
+        lines = [hardware_line() + ".", "", f"    python benchmarks/generation.py {typed}".rstrip(), ""]
+        lines += [f"{shape}; {task}, top-k {ladder.generate.top_k}.", "", *found["lines"]]
         print("\n".join(lines))
         if not flags.no_results:
             write_section("Generation", lines)

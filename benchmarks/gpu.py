@@ -1,12 +1,12 @@
-"""Everything that only a GPU can show, in one command of about eight minutes that needs no installation: make gpu.
+"""Everything that needs a GPU, in one command that takes about eight minutes and installs nothing: make gpu.
 
-    python benchmarks/gpu.py                      all sections; prints, and writes gpu.json
-    python benchmarks/gpu.py --out FILE           the same, into another file
-    python benchmarks/gpu.py --only tests,speed   some of the sections
-    python benchmarks/gpu.py --record FILE        write such a file's figures into RESULTS.md; needs no GPU
+    python benchmarks/gpu.py                      run all sections, write gpu.json
+    python benchmarks/gpu.py --out FILE           write another file
+    python benchmarks/gpu.py --only tests,speed   run some sections
+    python benchmarks/gpu.py --record FILE        copy its numbers into RESULTS.md; needs no GPU
 
-Sections run in order of importance, each in a process of its own with a time limit, and the file is written after each:
-a break in one loses nothing. Without a GPU every section says so, and the status is 0.
+Sections run in order of importance, each in its own process with a time limit, and the file is written after each, so
+a failure loses nothing else. Without a GPU every section reports "no GPU" and the exit status is 0.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from benchmarks.results import RESULTS, hardware_line, write_section
 from storyladder.runtime.errors import UserError, user_errors
 from storyladder.settings import PROJECT
 
-_TAIL = 12_000  # characters of a section's output that are kept
+_TAIL = 12_000  # characters kept of a section's output
 _PROMPTS = (
     "Once upon a time, there was a little dog named Max.",
     "It was a dark and stormy night, and the wind howled through the trees.",
     'The queen looked at the boy and said, "',
 )
-_STAGE_SECONDS = {"train_tiny.py": 100, "train_children.py": 45, "train_simp.py": 35}  # three minutes together
+_STAGE_SECONDS = {"train_tiny.py": 100, "train_children.py": 45, "train_simp.py": 35}  # three minutes in total
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Section:
-    """One part of the run: a process that is given `seconds`, and the folder of the run as its last argument."""
+    """One part of the run: a process with a limit of `seconds`; `command` gets the folder of the run."""
 
     name: str
     seconds: int
@@ -51,16 +51,16 @@ class Section:
 
 @dataclasses.dataclass
 class Found:
-    """What became of a section."""
+    """The outcome of a section."""
 
-    status: int | str  # of its process, "no GPU", or "ran out of time"
+    status: int | str  # exit status, "no GPU" or "ran out of time"
     seconds: float
     output: str  # the end of what it printed
-    json: dict[str, Any] | None  # its last line, where that is a JSON object
+    json: dict[str, Any] | None  # its last line, if that is a JSON object
 
 
-def _script(*words: str) -> Callable[[Path], list[str]]:
-    return lambda folder: [sys.executable, *(word.replace("FOLDER", str(folder)) for word in words)]
+def _script(*arguments: str) -> Callable[[Path], list[str]]:
+    return lambda folder: [sys.executable, *(each.replace("FOLDER", str(folder)) for each in arguments)]
 
 
 _SELF = "benchmarks/gpu.py"
@@ -87,7 +87,7 @@ SECTIONS = (
 
 
 def gpu_name() -> str | None:
-    """The GPU's name, or None where torch has none or is not there. Asked in a process that gives the GPU back."""
+    """The GPU's name, or None without a GPU or torch. Runs in a subprocess, which frees the GPU again."""
     program = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
@@ -96,7 +96,7 @@ def gpu_name() -> str | None:
 
 
 def run_section(section: Section, folder: Path, seconds: float) -> Found:
-    """Run it, let its output through, and end it and all that it started when its time is over."""
+    """Run a section and log its output; after `seconds`, kill it and everything it started."""
     began, environment = time.monotonic(), {**os.environ, "PYTHONUNBUFFERED": "1"}
     log = folder / f"{section.name}.log"
     with log.open("w+", encoding="utf-8", errors="replace") as output:
@@ -122,7 +122,7 @@ def run_section(section: Section, folder: Path, seconds: float) -> Found:
 
 
 def _last_json(text: str) -> dict[str, Any] | None:
-    """The last line, if it is a JSON object."""
+    """The last line as a JSON object, or None."""
     with contextlib.suppress(ValueError, IndexError):
         value = json.loads(text.strip().splitlines()[-1])
         return value if isinstance(value, dict) else None
@@ -130,7 +130,7 @@ def _last_json(text: str) -> dict[str, Any] | None:
 
 
 def run_all(sections: Sequence[Section], out: Path, gpu: str | None, seconds: float) -> dict[str, Any]:
-    """The sections in their order, within `seconds` together; what was found is in `out` after each of them."""
+    """Run the sections in order, `seconds` in total, and write the results to `out` after each one."""
     found: dict[str, Any] = {"gpu": gpu, "machine": hardware_line(), "sections": {}}
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="storyladder-gpu-") as folder:
@@ -151,15 +151,15 @@ def run_all(sections: Sequence[Section], out: Path, gpu: str | None, seconds: fl
     return found
 
 
-# --- the sections that are programs of this file ----------------------------------------------------------------------
+# --- sections in this file --------------------------------------------------------------------------------------------
 
 
 def run_tests(folder: Path) -> int:
-    """The tests that need a GPU, several at a time where pytest-xdist is there; the last line counts them."""
+    """Run the tests that need a GPU, in parallel if pytest-xdist is installed; the last line has the counts."""
     report = folder / "tests.xml"
-    workers = ["-n", "4"] if _is_there("xdist") else []
+    workers = ["-n", "4"] if _is_installed("xdist") else []
     tests = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-rfEs", "--tb=short", "-p", "no:cacheprovider"]
-    tests += ["-p", "no:benchmark"]  # which some machines have, and which warns beside xdist
+    tests += ["-p", "no:benchmark"]  # if installed, it prints a warning when xdist is on
     done = subprocess.run([*tests, *workers, f"--junitxml={report}", "tests/test_cuda.py"], cwd=PROJECT, check=False)
     if report.exists():
         from xml.etree import ElementTree
@@ -174,14 +174,14 @@ def run_tests(folder: Path) -> int:
     return done.returncode
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     import importlib.util
 
     return importlib.util.find_spec(module) is not None
 
 
 def _write_config(folder: Path) -> None:
-    """The default preset on the user's data, with checkpoints and records under `folder`."""
+    """Write a config: the default preset on the user's data, with checkpoints and records under `folder`."""
     (folder / "config.py").write_text(
         "from dataclasses import replace\n\nfrom config import LADDER\nfrom storyladder.settings import Paths\n\n"
         f"PATHS = Paths(root={str(folder)!r}, data={str(PROJECT / 'data')!r})\n"
@@ -191,7 +191,7 @@ def _write_config(folder: Path) -> None:
 
 
 def run_stages(folder: Path) -> int:
-    """Three stages by the user's own commands in three minutes, then stories; the last line has all losses."""
+    """Run the three stage scripts in three minutes, then generate stories; the last line has all losses."""
     flags = ["--config", str(folder / "config.py")]
     worst, seconds = 0, {}
     for script, allowed in _STAGE_SECONDS.items():
@@ -212,7 +212,7 @@ def run_stages(folder: Path) -> int:
 
 
 def _evaluations(path: Path) -> Iterator[dict[str, Any]]:
-    """The evaluations of a run log, and its last record of training speed."""
+    """The evaluations in a run log, each with the training speed logged before it."""
     speed = None
     for line in path.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
@@ -223,7 +223,7 @@ def _evaluations(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def run_profile(_: Path) -> int:
-    """Where a step's time goes: the kernels of ten steps, whole and compact vocabulary."""
+    """Profile the GPU kernels of ten steps, with compact and full vocabulary."""
     import torch
 
     from benchmarks.racers import started_stage
@@ -236,13 +236,13 @@ def run_profile(_: Path) -> int:
         for compact in (True, False):
             stage = started_stage(ladder, "cuda", compact=compact)
             while not stage.learner.steps(stage.batches, 0, 10):
-                pass  # getting ready
+                pass  # compile and capture first
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
                 stage.learner.steps(stage.batches, 10, 10)
                 torch.cuda.synchronize()
             kernels = sorted(profile.key_averages(), key=lambda each: -each.self_device_time_total)
             total = sum(each.self_device_time_total for each in kernels)
-            print(f"{'compact' if compact else 'whole'} vocabulary: {total / 1e4:.3f} ms of kernels a step")
+            print(f"{'compact' if compact else 'full'} vocabulary: {total / 1e4:.3f} ms of kernels per step")
             for each in kernels[:28]:
                 print(f"{each.self_device_time_total / 1e4:8.4f} ms  {each.count / 10:6.1f} x  {each.key[:110]}")
     return 0
@@ -255,19 +255,19 @@ PROGRAMS = {"tests": run_tests, "stages": run_stages, "profile": run_profile}
 
 
 def record(path: Path, results: Path = RESULTS) -> None:
-    """Write what a file of this program says into RESULTS.md: a section for each card."""
+    """Copy the numbers of a gpu.json into RESULTS.md, one section per GPU."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         gpu, sections = found["gpu"], found["sections"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a file of benchmarks/gpu.py ({error}); make one with: make gpu") from None
+        raise UserError(f"{path} was not written by benchmarks/gpu.py ({error}); write one with: make gpu") from None
     if gpu is None:
         raise UserError(f"{path} was written without a GPU; run make gpu on a machine that has one")
     lines = [f"{found['machine']}.", "", "    make gpu", ""]
     if tests := sections.get("tests", {}).get("json"):
         failed = [name for name, outcome in tests["tests"].items() if outcome not in ("passed", "skipped")]
         lines += [
-            f"Tests: {tests['passed']} of {tests['of']} passed{': not ' + ', '.join(failed) if failed else ''}.",
+            f"Tests: {tests['passed']} of {tests['of']} passed{'; failed: ' + ', '.join(failed) if failed else ''}.",
             "",
         ]
     for name in ("speed", "loss", "generation"):
@@ -275,7 +275,7 @@ def record(path: Path, results: Path = RESULTS) -> None:
         lines += [
             f"### {name}",
             "",
-            *(_tables(output) or [f"Nothing measured: {sections.get(name, {}).get('status')}."]),
+            *(_tables(output) or [f"Not measured: {sections.get(name, {}).get('status')}."]),
             "",
         ]
     if stages := sections.get("stages", {}).get("json"):
@@ -295,17 +295,17 @@ def record(path: Path, results: Path = RESULTS) -> None:
 
 
 def _tables(output: str) -> list[str]:
-    """The Markdown tables in what a benchmark printed, and its lines on peaks."""
+    """The Markdown tables in a benchmark's output, and its lines with peak throughput."""
     return [line for line in output.splitlines() if line.startswith("| ") or (line.endswith(".") and "TFLOP/s" in line)]
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The flags of this command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), metavar="FILE", help="what is found (gpu.json)")
-    parser.add_argument("--only", metavar="NAMES", help=f"of {', '.join(each.name for each in SECTIONS)}")
-    parser.add_argument("--seconds", type=float, default=480.0, metavar="N", help="for all sections together (480)")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="write a file's figures into RESULTS.md")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), metavar="FILE", help="output file (gpu.json)")
+    parser.add_argument("--only", metavar="NAMES", help=f"any of {', '.join(each.name for each in SECTIONS)}")
+    parser.add_argument("--seconds", type=float, default=480.0, metavar="N", help="time limit for all sections (480)")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="copy the numbers of such a file into RESULTS.md")
     parser.add_argument("--section", nargs=2, metavar=("NAME", "FOLDER"), help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -321,13 +321,13 @@ def main(argv: list[str] | None = None) -> None:
             return
         names = [each.name for each in SECTIONS] if flags.only is None else flags.only.split(",")
         if unknown := [name for name in names if name not in {each.name for each in SECTIONS}]:
-            there = ", ".join(each.name for each in SECTIONS)
-            raise UserError(f"--only names {', '.join(unknown)}; the sections are {there}")
+            known = ", ".join(each.name for each in SECTIONS)
+            raise UserError(f"--only: no section {', '.join(unknown)}; the sections are {known}")
         gpu = gpu_name()
         print(f"GPU: {gpu or 'none'}", flush=True)
         found = run_all([each for each in SECTIONS if each.name in names], flags.out, gpu, flags.seconds)
         statuses = {name: section["status"] for name, section in found["sections"].items()}
-        print(", ".join(f"{name}: {status}" for name, status in statuses.items()) + f"; all of it is in {flags.out}")
+        print(", ".join(f"{name}: {status}" for name, status in statuses.items()) + f"; wrote {flags.out}")
         sys.exit(any(status not in (0, "no GPU") for status in statuses.values()))
 
 

@@ -1,10 +1,10 @@
-"""Two processes on one machine's CPU beside one process with the same cores, and what the exchange of gradients costs.
+"""Two processes on one CPU against one process on the same cores, and the cost of exchanging gradients.
 
-    python benchmarks/group.py               table; the section in RESULTS.md; about six minutes
-    python benchmarks/group.py --json        the same, and one JSON object as the last line
+    python benchmarks/group.py               print a table, update RESULTS.md; about six minutes
+    python benchmarks/group.py --json        the same, with one JSON object as the last line
 
-Both take turns, each time in new processes. In the group every step is also made without an exchange, and the sum of
-all gradients after backward, as it was before DistributedDataParallel, is timed by itself.
+Both take turns, in new processes each time. The group also times every step without an exchange, and one all-reduce of
+all gradients after backward, which is how it worked before DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from storyladder.runtime.errors import user_errors
 from storyladder.settings import PROJECT, Ladder
 
 _WARMUPS = 2
-_PATIENCE = 1200  # seconds for one turn
+_TIMEOUT = 1200  # seconds for one turn
 
 
 def worker(ladder: Ladder, steps: int) -> None:
-    """One process of a turn: steps of the first stage as its script makes them; the first process prints JSON."""
+    """One process of a turn: time steps of the first stage, made as its script makes them; rank 0 prints JSON."""
     import torch
 
     from model import GPT
@@ -50,7 +50,7 @@ def worker(ladder: Ladder, steps: int) -> None:
         load_start(stage.learner, start)
         learner = stage.learner
 
-        def sum_after_backward() -> None:
+        def all_reduce_after_backward() -> None:
             gradients = [p.grad for p in learner.model.parameters() if p.grad is not None]
             buffer = torch.cat([gradient.flatten() for gradient in gradients])
             torch.distributed.all_reduce(buffer)
@@ -66,11 +66,11 @@ def worker(ladder: Ladder, steps: int) -> None:
 
         actions: dict[str, Callable[[], object]] = {"step": lambda: learner.steps(stage.batches, 0, 1)}
         if not group.is_alone:
-            actions |= {"without exchange": without_exchange, "sum after backward": sum_after_backward}
+            actions |= {"without exchange": without_exchange, "all-reduce after backward": all_reduce_after_backward}
         seconds: dict[str, list[float]] = {name: [] for name in actions}
         for turn in range(_WARMUPS + steps):
             for name, action in actions.items():
-                group.highest([0])  # all begin together
+                group.highest([0])  # barrier: all ranks start together
                 tick = time.perf_counter()
                 action()
                 if turn >= _WARMUPS:
@@ -79,7 +79,7 @@ def worker(ladder: Ladder, steps: int) -> None:
 
 
 def turn(processes: int, steps: int, config: list[str]) -> dict[str, Any]:
-    """One turn in new processes, which share all cores of the machine."""
+    """Run one turn in new processes that share all cores of the machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -92,7 +92,7 @@ def turn(processes: int, steps: int, config: list[str]) -> dict[str, Any]:
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
         stdout=subprocess.PIPE,
         text=True,
-        timeout=_PATIENCE,
+        timeout=_TIMEOUT,
         check=True,
     )
     found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
@@ -104,7 +104,7 @@ def _cores() -> list[int]:
 
 
 def summary(alone: list[dict[str, Any]], group: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over all turns, and the share of a step that each way of exchanging gradients takes."""
+    """Medians over all turns, and the share of a step that each form of exchange takes."""
 
     def seconds(turns: list[dict[str, Any]], name: str) -> list[float]:
         return [value for each in turns for value in each["seconds"][name]]
@@ -112,7 +112,7 @@ def summary(alone: list[dict[str, Any]], group: list[dict[str, Any]]) -> dict[st
     def median(turns: list[dict[str, Any]], name: str) -> float:
         return statistics.median(seconds(turns, name))
 
-    bare, summed = median(group, "without exchange"), median(group, "sum after backward")
+    bare, summed = median(group, "without exchange"), median(group, "all-reduce after backward")
     return {
         "alone_s": median(alone, "step"),
         "group_s": median(group, "step"),
@@ -132,28 +132,28 @@ def _spread(values: list[float]) -> str:
 
 
 def table(found: dict[str, Any]) -> list[str]:
-    """The summary in Markdown."""
+    """The summary as a Markdown table."""
     return [
-        "| what | s a step (min to max) | share of a step that is exchange |",
+        "| processes | s/step (min to max) | exchange, share of a step |",
         "| --- | --- | --- |",
         f"| one process, all cores | {found['alone_s']:.3g} ({found['spread']['alone']}) | |",
         f"| {found['processes']} processes x {found['threads']} threads, DistributedDataParallel | "
         f"{found['group_s']:.3g} ({found['spread']['group']}) | {found['ddp_share']:.1%} |",
-        f"| ... one sum after backward, as before | | {found['sum_share']:.1%} |",
+        f"| ... one all-reduce after backward instead | | {found['sum_share']:.1%} |",
         "",
         f"n = {found['n']} steps. The group is {found['ratio']:.2f} times as fast as one process.",
     ]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print, record."""
+    """Measure, print and record."""
     with user_errors():
         parser = Parser(__doc__)
-        parser.add_argument("--turns", type=int, default=3, metavar="N", help="turns of each (3)")
-        parser.add_argument("--steps", type=int, default=4, metavar="N", help="timed steps a turn (4)")
-        parser.add_argument("--processes", type=int, default=2, metavar="N", help="processes of the group (2)")
+        parser.add_argument("--turns", type=int, default=3, metavar="N", help="turns of both (3)")
+        parser.add_argument("--steps", type=int, default=4, metavar="N", help="timed steps per turn (4)")
+        parser.add_argument("--processes", type=int, default=2, metavar="N", help="size of the group (2)")
         parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
-        parser.add_argument("--no-results", action="store_true", help="leave benchmarks/RESULTS.md as it is")
+        parser.add_argument("--no-results", action="store_true", help="do not update benchmarks/RESULTS.md")
         parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
         flags = parser.parse(argv)
         ladder = load_ladder(flags.config, flags.preset)

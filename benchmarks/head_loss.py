@@ -1,10 +1,10 @@
-"""The head and its cross-entropy, forward and backward, by every form there is: our chunks, torch's, liger-kernel's.
+"""Forward and backward of head and cross-entropy in several variants: our chunks, torch, liger-kernel.
 
-    python benchmarks/head_loss.py            table; the section in RESULTS.md
-    python benchmarks/head_loss.py --json     the same, and one JSON object as the last line
+    python benchmarks/head_loss.py            print a table, update RESULTS.md
+    python benchmarks/head_loss.py --json     the same, with one JSON object as the last line
 
-8,192 tokens (on a CPU 512) of width 336 against all 50,257 rows, bf16 on a GPU, as in a step of the default model. The
-forms take turns; a time is the median over turns. Peak memory is what a form holds beyond its inputs.
+8,192 tokens (512 on a CPU) of width 336 against all 50,257 rows, in bf16 on a GPU, as in a step of the default model.
+The variants take turns; times are medians. Peak memory does not count the inputs.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.results import hardware_line, write_section
 from storyladder.runtime.errors import user_errors
 
-_TOKENS = {"cuda": 8192, "cpu": 512}  # a whole step's on a GPU; on a CPU a share of it
+_TOKENS = {"cuda": 8192, "cpu": 512}  # a whole step on a GPU, part of one on a CPU
 _WIDTH, _ROWS = 336, 50_257
 _WARMUPS, _TURNS = 3, 12
 
 
 def forms(device_type: str) -> dict[str, Callable[..., Any]]:
-    """By name: (hidden_NC, weight_VC, targets_N) to the mean loss. What is not installed is left out."""
+    """Functions by name, from (hidden_NC, weight_VC, targets_N) to the mean loss; only what is installed."""
     import torch
     from torch.nn import functional as F
 
@@ -44,7 +44,7 @@ def forms(device_type: str) -> dict[str, Callable[..., Any]]:
             return F.cross_entropy(F.linear(hidden, weight), targets)
 
     dtype = torch.bfloat16 if device_type == "cuda" else torch.float32
-    found: dict[str, Callable[..., Any]] = {"chunks (ours), plain operations": ours, "F.cross_entropy": plain}
+    found: dict[str, Callable[..., Any]] = {"chunks (ours), plain ops": ours, "F.cross_entropy": plain}
     if device_type == "cuda":
         fused = torch.compile(fused_entropy_, dynamic=False)
         found["chunks (ours), compiled"] = lambda hidden, weight, targets: ours(hidden, weight, targets, fused)
@@ -65,7 +65,7 @@ def forms(device_type: str) -> dict[str, Callable[..., Any]]:
 
 
 def measure(device: Any) -> list[dict[str, Any]]:
-    """A row for every form, in turns."""
+    """One row per variant, measured in turns."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +81,7 @@ def measure(device: Any) -> list[dict[str, Any]]:
                 continue
             try:
                 reading = _timed(calls[row["form"]], hidden, weight, targets)
-            except Exception as error:  # a kernel that does not work on this card is a finding
+            except Exception as error:  # a kernel that fails on this GPU is a result too
                 row["note"] = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
                 continue
             row |= {key: reading[key] for key in ("loss", "peak_gb", "norm")}
@@ -91,7 +91,7 @@ def measure(device: Any) -> list[dict[str, Any]]:
 
 
 def _timed(form: Callable[..., Any], hidden: Any, weight: Any, targets: Any) -> dict[str, Any]:
-    """Seconds of forward and backward, the loss, the gradient's norm at the weight and the memory held at most."""
+    """Time forward and backward in seconds; loss, gradient norm of the weight and peak memory in GB."""
     import torch
 
     hidden.grad = weight.grad = None
@@ -111,8 +111,8 @@ def _timed(form: Callable[..., Any], hidden: Any, weight: Any, targets: Any) -> 
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The rows in Markdown."""
-    lines = ["| form | ms (min to max) | n | loss | gradient norm | peak GB |", "| --- | --- | --- | --- | --- | --- |"]
+    """The rows as a Markdown table."""
+    lines = ["| variant | ms (min to max) | n | loss | grad norm | peak GB |", "| --- | --- | --- | --- | --- | --- |"]
     for row in rows:
         if row["note"] or not row["seconds"]:
             lines.append(f"| {row['form']} | not measured: {row['note']} | | | | |")
@@ -125,12 +125,12 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print, record."""
+    """Measure, print and record."""
     with user_errors():
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
         parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
-        parser.add_argument("--no-results", action="store_true", help="leave benchmarks/RESULTS.md as it is")
+        parser.add_argument("--no-results", action="store_true", help="do not update benchmarks/RESULTS.md")
         flags = parser.parse_args(argv)
         from storyladder.runtime.machine import pick_device
 

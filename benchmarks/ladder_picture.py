@@ -1,9 +1,9 @@
-"""The loss of every stage of a trained ladder, one after another, drawn from runs/*.jsonl: the picture of README.md.
+"""Draw the losses of all stages of a trained ladder from runs/*.jsonl: the picture in README.md.
 
-    python benchmarks/ladder_picture.py --preset demo      writes docs/images/ladder-light.png and ladder-dark.png
-    python benchmarks/ladder_picture.py --out DIR          the default ladder's, into another folder
+    python benchmarks/ladder_picture.py --preset demo      write docs/images/ladder-light.png and ladder-dark.png
+    python benchmarks/ladder_picture.py --out DIR          the default ladder, in another folder
 
-Lines are training losses, each the mean of `log_interval` steps; dots are validation losses. Needs matplotlib.
+Lines are training losses, averaged over `log_interval` steps; dots are validation losses. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from storyladder.command_line import Parser, load_ladder
 from storyladder.runtime.errors import DataError, UserError, report, user_errors
 from storyladder.settings import PROJECT, Ladder
 
-_STAGES = ("#e8833a", "#2f9e6e", "#4b83e0")  # readable on both backgrounds; repeated where there are more stages
+_STAGES = ("#e8833a", "#2f9e6e", "#4b83e0")  # readable on both backgrounds; more stages reuse them
 _INK = {"light": "#1f2328", "dark": "#e6edf3"}
 _FAINT = {"light": "#59636e", "dark": "#9198a1"}
 _DPI = 160
@@ -30,7 +30,7 @@ _DPI = 160
 
 @dataclasses.dataclass(frozen=True)
 class StageCurve:
-    """The losses of one stage, nats per token, with the steps at which they were recorded."""
+    """The losses of one stage in nats per token, with their steps."""
 
     name: str
     train: list[tuple[int, float]]
@@ -38,12 +38,12 @@ class StageCurve:
 
     @property
     def steps(self) -> int:
-        """The last step with a record."""
+        """The last recorded step."""
         return max(step for step, _ in [*self.train, *self.val])
 
 
 def curves_of(ladder: Ladder) -> list[StageCurve]:
-    """One curve per stage that has a record; DataError where none has an evaluation."""
+    """One curve per stage that has an evaluation; DataError if none has."""
     from storyladder.runtime.run_log import read_records
 
     curves = []
@@ -55,12 +55,12 @@ def curves_of(ladder: Ladder) -> list[StageCurve]:
         if val:
             curves.append(StageCurve(stage.name, train, val))
     if not curves:
-        raise DataError(f"no record in {ladder.folder('runs')}; train a stage first: {ladder.command('train_tiny.py')}")
+        raise DataError(f"no losses in {ladder.folder('runs')}; train a stage first: {ladder.command('train_tiny.py')}")
     return curves
 
 
 def draw(curves: list[StageCurve], path: Path, theme: str) -> None:
-    """Write one PNG, transparent, with ink for a light or a dark page."""
+    """Write one transparent PNG, with text colors for a light or dark page."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -91,7 +91,7 @@ def draw(curves: list[StageCurve], path: Path, theme: str) -> None:
 
 
 def _draw_stage(axis: Any, curve: StageCurve, start: int, number: int, theme: str) -> None:
-    """A band, a line, dots, and the first and last validation loss in figures."""
+    """Draw a band, a line, dots, and the first and last validation loss as numbers."""
     color = _STAGES[number % len(_STAGES)]
     axis.axvspan(start, start + curve.steps, color=color, alpha=0.07, linewidth=0)
     axis.plot([start + step for step, _ in curve.train], [loss for _, loss in curve.train], color=color, linewidth=1.3)
@@ -108,7 +108,7 @@ def _draw_stage(axis: Any, curve: StageCurve, start: int, number: int, theme: st
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags of this command."""
     parser = Parser(__doc__)
-    parser.add_argument("--out", type=Path, default=PROJECT / "docs" / "images", metavar="DIR", help="docs/images")
+    parser.add_argument("--out", type=Path, default=PROJECT / "docs" / "images", metavar="DIR", help="(docs/images)")
     flags = parser.parse(argv)
     if importlib.util.find_spec("matplotlib") is None:
         raise UserError("pictures need matplotlib; run python -m pip install matplotlib")

@@ -1,8 +1,8 @@
-"""The losses of the product's step beside those of the plain loop, from the same weights, on the same batches.
+"""Compare the losses of our step with those of the plain loop, from the same weights, on the same batches.
 
-Dropout is 0, because the two draw their masks differently; everything else is the preset's, but for a smaller batch.
-In fp32 the curves must be equal but for rounding, which grows where rates are high and batches tiny. In bf16, noise is
-what lies between the plain loop in bf16 and the one in fp32.
+Dropout is 0, because the two draw different masks, and the batch is smaller; everything else is from the preset. In
+fp32 the curves must agree up to rounding, which grows with high learning rates and tiny batches. In bf16, the noise
+level is the difference between the plain loop in bf16 and in fp32.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ _STEPS_PER_TURN = 10
 _SHOWN_EVERY = 20
 _NO_LIMIT = 1e9  # seconds
 
-Difference = tuple[float, int]  # nats per token, and the step where the curves are so far apart
+Difference = tuple[float, int]  # nats per token, and the step at which it occurs
 
 
 def compare_curves(
-    ladder: Ladder, *, steps: int, batch_size: int, device: str, number_formats: tuple[str, ...] | None = None
+    ladder: Ladder, *, steps: int, batch_size: int, device: str, precisions: tuple[str, ...] | None = None
 ) -> dict[str, Any]:
-    """Both losses every 20 steps and the largest difference, for fp32 and for what the product chooses."""
+    """Both losses every 20 steps and their largest difference, by default in fp32 and what Storyladder chooses."""
     stage = dataclasses.replace(ladder.stages[0], batch_size=batch_size, micro_batch_size=None)
     model = dataclasses.replace(ladder.model, dropout=0.0)
     ladder = check(dataclasses.replace(ladder, model=model, stages=(stage, *ladder.stages[1:])))
-    if number_formats is None:
+    if precisions is None:
         chosen = pick_precision(pick_device(device)).name
-        number_formats = ("fp32", "bf16") if chosen == "bf16" else ("fp32",)
+        precisions = ("fp32", "bf16") if chosen == "bf16" else ("fp32",)
     curves: dict[str, list[float]] = {}
     failures: list[str] = []
-    for number_format in number_formats:
-        for name, measured in _race(ladder, number_format, steps, device).items():
+    for precision in precisions:
+        for name, measured in _race(ladder, precision, steps, device).items():
             losses = [loss for reading in measured.readings for loss in reading["losses"]]
             if measured.failure is not None:
                 failures.append(f"{name}: {measured.failure}")
             curves[name] = losses[:steps]
-    differences = {each: _largest_difference(curves[_ours(each)], curves[_plain(each)]) for each in number_formats}
-    if "bf16" in number_formats:
+    differences = {each: _largest_difference(curves[_ours(each)], curves[_plain(each)]) for each in precisions}
+    if "bf16" in precisions:
         differences["plain bf16 and plain fp32"] = _largest_difference(curves[_plain("bf16")], curves[_plain("fp32")])
     lines = [*_lines(curves, differences), *failures]
     tokens = f"{batch_size} x {model.context_length} tokens"
@@ -53,29 +53,29 @@ def compare_curves(
     return {"lines": lines, "json": {"steps": steps, "largest_difference": numbers, "failures": failures}}
 
 
-def _race(ladder: Ladder, number_format: str, steps: int, device: str) -> dict[str, Measured]:
+def _race(ladder: Ladder, precision: str, steps: int, device: str) -> dict[str, Measured]:
     with tempfile.TemporaryDirectory(prefix="storyladder-") as folder:
         weights = Path(folder) / "start.pt"
         put_start_weights(ladder, device, weights)
         shared = Workload(ladder=ladder, device=device, steps_per_turn=_STEPS_PER_TURN, weights=weights)
         contenders = (
-            Contender(name=_ours(number_format), kind="ours", number_format=number_format, compact=True),
-            Contender(name=_plain(number_format), kind="plain", number_format=number_format),
+            Contender(name=_ours(precision), kind="ours", precision=precision, compact=True),
+            Contender(name=_plain(precision), kind="plain", precision=precision),
         )
         entries = [entry_of(each, shared) for each in contenders]
-        return race(entries, warmups=0, turns=-(-steps // _STEPS_PER_TURN), seconds=_NO_LIMIT, say=report)
+        return race(entries, warmups=0, turns=-(-steps // _STEPS_PER_TURN), seconds=_NO_LIMIT, log=report)
 
 
-def _ours(number_format: str) -> str:
-    return f"Storyladder {number_format}"
+def _ours(precision: str) -> str:
+    return f"Storyladder {precision}"
 
 
-def _plain(number_format: str) -> str:
-    return f"plain {number_format}"
+def _plain(precision: str) -> str:
+    return f"plain {precision}"
 
 
 def _largest_difference(first: list[float], second: list[float]) -> Difference | None:
-    """Over all steps; None if one of the curves is not whole."""
+    """The largest difference over all steps; None if a curve is incomplete."""
     if not first or len(first) != len(second):
         return None
     return max((abs(a - b), step) for step, (a, b) in enumerate(zip(first, second, strict=True)))
@@ -89,6 +89,6 @@ def _lines(curves: dict[str, list[float]], differences: dict[str, Difference | N
         lines.append(f"| {step} | {' | '.join(cells)} |")
     lines.append("")
     for name, value in differences.items():
-        words = "not measured" if value is None else f"{value[0]:.2g} nats per token, at step {value[1]}"
-        lines.append(f"Largest difference, {name}: {words}.")
+        found = "not measured" if value is None else f"{value[0]:.2g} nats per token, at step {value[1]}"
+        lines.append(f"Largest difference, {name}: {found}.")
     return lines

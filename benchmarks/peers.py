@@ -1,4 +1,4 @@
-"""What Storyladder is compared with: transformers' GPT-2 of the same shape, and the plain loop written with it."""
+"""What Storyladder is compared with: transformers' GPT-2 of the same shape, and a plain training loop on it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from storyladder.learning.schedule import lr_at
 from storyladder.runtime.errors import UserError
 from storyladder.settings import ModelConfig, StageConfig
 
-_INPUTS_FIRST = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # transformers' Conv1D keeps these transposed
+_INPUTS_FIRST = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # transformers' Conv1D stores these transposed
 
 
 def gpt2_of(model: ModelConfig) -> Any:
-    """transformers' GPT2LMHeadModel of this shape, dropout at all four places of GPT-2, randomly initialised."""
+    """transformers' GPT2LMHeadModel of this shape, with dropout at all four places of GPT-2, randomly initialized."""
     try:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
         install = "python -m pip install -c constraints.txt -r requirements-dev.txt"
-        raise UserError(f"the peer needs transformers, which is not installed here; run {install}") from None
+        raise UserError(f"the comparison needs transformers, which is not installed; run {install}") from None
     config = GPT2Config(
         vocab_size=model.vocab_size,
         n_positions=model.context_length,
@@ -42,14 +42,14 @@ def gpt2_of(model: ModelConfig) -> Any:
 
 
 def load_our_weights(gpt2: Any, weights: dict[str, Tensor]) -> None:
-    """Give transformers' GPT-2 the weights of a model of ours."""
+    """Load the weights of one of our models into transformers' GPT-2."""
     theirs = {name: tensor.T if name.endswith(_INPUTS_FIRST) else tensor for name, tensor in weights.items()}
     wrong = gpt2.load_state_dict(theirs, strict=False)
     assert not wrong.unexpected_keys and set(wrong.missing_keys) <= {"lm_head.weight"}, wrong
 
 
 class PlainLoop:
-    """Whole batch at once, F.cross_entropy on all scores, clip_grad_norm_, torch's AdamW as it comes."""
+    """The whole batch at once, F.cross_entropy on all logits, clip_grad_norm_, torch's AdamW with its defaults."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class PlainLoop:
         self._optimizer = torch.optim.AdamW(groups, lr=stage.max_lr, betas=(stage.beta1, stage.beta2), eps=stage.eps)
 
     def step(self, number: int) -> Tensor:
-        """One update from batch `number`; the loss before it, nats per token, a scalar."""
+        """Take one update on batch `number`; returns the loss before it, a scalar in nats per token."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr_at(number, self._stage)
         idx_BT, targets_BT = (torch.from_numpy(part).to(self._device) for part in self._batches.batch(number))

@@ -1,14 +1,14 @@
-"""Preparation, MB of text a second: Storyladder's, and beside it the plain loop that other trainers' scripts hold.
+"""Preparation speed in MB of text per second: Storyladder against the plain loop found in other trainers' scripts.
 
-python benchmarks/preparation.py               sample stories, which are simpler than real text: it says so
+python benchmarks/preparation.py               sample stories (simpler than real text)
 python benchmarks/preparation.py --text FILE   real stories: .txt .json .jsonl .parquet
-python benchmarks/preparation.py --mb 300      read them again and again, up to 300 MB; 100 without it
-python benchmarks/preparation.py --json        ends with one line of JSON
+python benchmarks/preparation.py --mb 300      repeat the text until it has 300 MB; default 100
+python benchmarks/preparation.py --json        end with one line of JSON
 
-The three take turns on the same text, each time in a new process, whose peak memory is measured: Storyladder reads,
-cleans, splits, encodes and writes with sidecars; the plain loop encodes story by story with tiktoken, appends the end
-mark and writes, in one thread or in a process a core. All read with Storyladder's readers. The clock runs from the
-first byte read to the last one written, with loading of the tokenizer. The section goes to benchmarks/RESULTS.md.
+All three take turns on the same text, in a new process each time, and use Storyladder's readers. Storyladder reads,
+cleans, splits, encodes and writes files with sidecars. The plain loop encodes story by story with tiktoken, appends the
+end token and writes, in one thread or in one process per core. The time runs from the first byte read to the last byte
+written and includes loading the tokenizer. The results go to benchmarks/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the project; imported late, each process what it uses
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # late imports: each process loads what it uses
 
 from benchmarks.results import RESULTS, hardware_line, write_section
 
@@ -42,20 +42,20 @@ if TYPE_CHECKING:
     from storyladder.corpus.prepare import CorpusText
 
 
-_SAMPLE_STORIES = 3000  # a stage; 7 MB in all
-_CHUNK = 1000  # stories that the plain loops write together
+_SAMPLE_STORIES = 3000  # per stage; 7 MB in total
+_CHUNK = 1000  # stories per write in the plain loops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """Which text, read how often, and a folder for what is made of it."""
+    """Which text to prepare, how many times over, and the output folder."""
 
     files: tuple[Path, ...]
     times: int
     folder: Path
 
     def text(self) -> CorpusText:
-        """The stories, all of them `times` times."""
+        """All stories, repeated `times` times."""
         from storyladder.corpus.prepare import text_of_files
 
         once = text_of_files(list(self.files))
@@ -68,30 +68,30 @@ def _repeated(read: Callable[[], Iterable[str]], times: int) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """One preparation: UTF-8 bytes of text, tokens, seconds, and the most memory (bytes) of all its processes."""
+    """One preparation: UTF-8 bytes of text, tokens, seconds, and peak memory of all its processes in bytes."""
 
     text_bytes: int
     tokens: int
     seconds: float
-    cpu_seconds: float  # of all its processes; what other work on the machine changes least
+    cpu_seconds: float  # of all its processes; the least affected by other load on the machine
     peak_memory: int
 
     @property
     def mb_per_s(self) -> float:
-        """Text prepared a second."""
+        """MB of text per second."""
         return self.text_bytes / 1e6 / self.seconds
 
     @property
     def mb_per_cpu_s(self) -> float:
-        """Text prepared in a second of one core."""
+        """MB of text per second of CPU time."""
         return self.text_bytes / 1e6 / self.cpu_seconds
 
 
-# ---- the three
+# ---- the contenders
 
 
 def prepare_as_storyladder(job: Job) -> tuple[int, int]:
-    """The project's own preparation; bytes of text and tokens."""
+    """Run Storyladder's own preparation; returns bytes of text and tokens."""
     from storyladder.corpus.prepare import build_token_files
     from storyladder.corpus.tokenizer import gpt2_tokenizer
     from storyladder.settings import CorpusConfig
@@ -107,12 +107,12 @@ def prepare_as_storyladder(job: Job) -> tuple[int, int]:
 
 
 def prepare_plainly(job: Job) -> tuple[int, int]:
-    """Story by story in one thread."""
+    """Encode story by story in one thread."""
     return _write(job, map(_encoded, _chunks(job.text())))
 
 
 def prepare_in_processes(job: Job) -> tuple[int, int]:
-    """The same loop in a process a core."""
+    """Run the same loop in one process per core."""
     with multiprocessing.Pool(os.cpu_count()) as pool:
         return _write(job, pool.imap(_encoded, _chunks(job.text())))
 
@@ -137,7 +137,7 @@ def _encoded(stories: list[str]) -> tuple[int, npt.NDArray[np.uint16]]:
 
 @functools.cache
 def _tiktoken() -> tiktoken.Encoding:
-    """tiktoken itself, from the bundled ranks: get_encoding("gpt2") would ask the network."""
+    """tiktoken with the bundled ranks; get_encoding("gpt2") would download them."""
     from storyladder.corpus.tokenizer import gpt2_tokenizer
 
     return gpt2_tokenizer()._encoding
@@ -158,10 +158,10 @@ PREPARATIONS = {
     "plain": prepare_plainly,
     "processes": prepare_in_processes,
 }
-WORDS = {
+NAMES = {
     "storyladder": "Storyladder",
     "plain": "plain loop, one thread",
-    "processes": "plain loop, a process a core",
+    "processes": "plain loop, one process per core",
 }
 
 
@@ -169,18 +169,18 @@ WORDS = {
 
 
 def measured(name: str, job: Job) -> Run:
-    """One run, in the process that calls this, which should be a new one."""
+    """Run one preparation in the calling process, which should be new."""
     start = time.perf_counter()
     text_bytes, tokens = PREPARATIONS[name](job)
     seconds = time.perf_counter() - start
-    cpu_seconds = sum(os.times()[:4])  # user and system, own and ended children's
+    cpu_seconds = sum(os.times()[:4])  # user and system, of this process and finished children
     return Run(
         text_bytes=text_bytes, tokens=tokens, seconds=seconds, cpu_seconds=cpu_seconds, peak_memory=_peak_memory()
     )
 
 
 def _peak_memory() -> int:
-    """Bytes: this process's peak and, for each of its ended children, that of the largest; 0 where nobody says."""
+    """Peak bytes of this process plus that of its largest child once per core; 0 if the system reports none."""
     try:
         import resource
     except ImportError:  # Windows
@@ -191,18 +191,18 @@ def _peak_memory() -> int:
 
 
 def all_runs(job: Job, rounds: int) -> dict[str, list[Run]]:
-    """The runs of each, which take turns."""
+    """Run all contenders in turns."""
     runs: dict[str, list[Run]] = {name: [] for name in PREPARATIONS}
     for number, name in itertools.product(range(rounds), PREPARATIONS):
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
             run = pool.submit(measured, name, job).result()
         runs[name].append(run)
-        print(f"round {number + 1}, {WORDS[name]}: {run.mb_per_s:.1f} MB/s, {run.peak_memory / 1e6:.0f} MB", flush=True)
+        print(f"round {number + 1}, {NAMES[name]}: {run.mb_per_s:.1f} MB/s, {run.peak_memory / 1e6:.0f} MB", flush=True)
     return runs
 
 
 def summary(runs: dict[str, list[Run]]) -> dict[str, float | int]:
-    """What --json prints: medians, ratios of medians, the highest peak memory, and how many runs of what."""
+    """The object that --json prints: medians, ratios of medians, highest peak memory, size of text, number of runs."""
     speed = {name: statistics.median(run.mb_per_s for run in mine) for name, mine in runs.items()}
     ours = runs["storyladder"]
     return {
@@ -221,9 +221,9 @@ def summary(runs: dict[str, list[Run]]) -> dict[str, float | int]:
 
 
 def table(runs: dict[str, list[Run]]) -> list[str]:
-    """Markdown: median, lowest and highest speed, Storyladder's ratio to it, highest peak memory."""
+    """The runs as a Markdown table: speed, Storyladder's ratio to it, highest peak memory."""
     lines = [
-        "| preparation | MB/s | lowest to highest | Storyladder is | MB a CPU second | peak memory |",
+        "| preparation | MB/s | min to max | Storyladder is | MB per CPU second | peak memory |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     ours = statistics.median(run.mb_per_s for run in runs["storyladder"])
@@ -233,14 +233,14 @@ def table(runs: dict[str, list[Run]]) -> list[str]:
         ratio = "" if name == "storyladder" else f"{ours / middle:.2f}x as fast"
         peak = max(run.peak_memory for run in mine) / 1e6
         lines.append(
-            f"| {WORDS[name]} | {middle:.1f} | {min(speeds):.1f} to {max(speeds):.1f} | {ratio} "
+            f"| {NAMES[name]} | {middle:.1f} | {min(speeds):.1f} to {max(speeds):.1f} | {ratio} "
             f"| {statistics.median(run.mb_per_cpu_s for run in mine):.1f} | {peak:.0f} MB |"
         )
     return lines
 
 
 def write_samples(folder: Path) -> Path:
-    """The bundled stories of the three stages, as one .txt."""
+    """Write the bundled stories of the three stages to one .txt file."""
     from storyladder.corpus.sample_stories import sample_stories
 
     path = folder / "samples.txt"
@@ -252,13 +252,13 @@ def write_samples(folder: Path) -> Path:
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """The flags of this command."""
     from storyladder.command_line import positive_number
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="stories; without it the bundled samples")
-    parser.add_argument("--mb", type=positive_number, default=100, metavar="N", help="at least so much text")
-    parser.add_argument("--rounds", type=int, choices=range(1, 100), default=3, metavar="N", help="runs of each")
+    parser.add_argument("--text", type=Path, nargs="+", metavar="FILE", help="stories; default the bundled samples")
+    parser.add_argument("--mb", type=positive_number, default=100, metavar="N", help="minimum MB of text (100)")
+    parser.add_argument("--rounds", type=int, choices=range(1, 100), default=3, metavar="N", help="runs of each (3)")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE", help="where the section goes")
     return parser.parse_args(argv)
@@ -273,8 +273,8 @@ def main(argv: list[str] | None = None) -> None:
         files = tuple(flags.text or [write_samples(Path(made))])
         for path in files:
             if not path.is_file():
-                raise DataError(f"--text {path}: there is no such file; give files of stories")
-        held = sum(len(path.read_bytes()) for path in files)  # read here, so that the first run's disk is warm as well
+                raise DataError(f"--text {path}: no such file; give files of stories")
+        held = sum(len(path.read_bytes()) for path in files)  # reading warms the disk cache for the first run too
         job = Job(files=files, times=math.ceil(flags.mb * 1e6 / max(1, held)), folder=Path(made))
         runs = all_runs(job, flags.rounds)
         found = summary(runs)
@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> None:
             f"`python benchmarks/preparation.py{f' --text {names}' if flags.text else ''} --mb {flags.mb:g}`: "
             f"{found['text_mb']:,.1f} MB of text ({names}, read {job.times} times), {found['tokens']:,} tokens, "
             f"median of {flags.rounds} {'run' if flags.rounds == 1 else 'runs'} each, taking turns"
-            + ("." if flags.text else "; real text has more words, so its figures are lower."),
+            + ("." if flags.text else "; real text has more distinct words, so it is slower."),
             "",
             *table(runs),
         ]

@@ -1,14 +1,14 @@
-"""What a recipe is worth: stage 1 by several presets, from one seed on one text, and who needs how long for a loss.
+"""Compare recipes: train stage 1 of several presets on one text with one seed, and time how long each takes to a loss.
 
-    python benchmarks/recipe.py                            default and swift, 300 steps each; table, curves, RESULTS.md
+    python benchmarks/recipe.py                            default and swift, 300 steps each; update RESULTS.md
     python benchmarks/recipe.py --steps 6000 --device cuda
     python benchmarks/recipe.py --recipes default swift mine --config my_config.py
-    python benchmarks/recipe.py --plain-steps 5            beside a plain loop on transformers' GPT-2, extrapolated
-    python benchmarks/recipe.py --data data/swift          on the token files train.bin and val.bin of that folder
+    python benchmarks/recipe.py --plain-steps 5            also extrapolate a plain loop on transformers' GPT-2
+    python benchmarks/recipe.py --data data/swift          use train.bin and val.bin of that folder
 
-The first recipe is what the others are compared with: when do they have its final loss? All read the same validation
-windows. The warm-up is a tenth of the steps where the preset's is longer. Minutes are those of the training steps. An
-interrupted comparison goes on with the same command; what is finished is not trained again.
+The first recipe is the baseline: when do the others reach its final loss? All use the same validation windows. The
+warm-up is at most a tenth of the steps. Minutes count training steps only. To resume an interrupted comparison, repeat
+the command; finished recipes are not trained again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Point:
 
     step: int
     tokens: int
-    minutes: float  # of training steps, compiling included
+    minutes: float  # of training steps, including compilation
     val_loss: float
     bits_per_byte: float
 
@@ -51,7 +51,7 @@ Curve = list[Point]
 def arm_of(
     preset: Ladder, *, steps: int, seed: int, windows: int, evaluations: int, data: Path, folder: Path
 ) -> Ladder:
-    """The preset with a first stage of `steps` steps, whose files lie under `folder` and whose text under `data`."""
+    """The preset with a first stage of `steps` steps, files under `folder`, and text from `data`."""
     stage = dataclasses.replace(
         preset.stages[0],
         max_steps=steps,
@@ -65,7 +65,7 @@ def arm_of(
 
 
 def curve_of(arm: Ladder, device: str) -> Curve:
-    """Train the first stage, or go on with it, and read its evaluations."""
+    """Train the first stage, or resume it, and read its evaluations."""
     from model import GPT
     from storyladder.results import StageFiles
     from storyladder.runtime.run_log import read_records
@@ -88,7 +88,7 @@ def curve_of(arm: Ladder, device: str) -> Curve:
 
 
 def when(curve: Curve, loss: float) -> dict[str, float] | None:
-    """Step, tokens and minutes at which a curve first has a loss, on the line between evaluations; None if never."""
+    """Step, tokens and minutes at which a curve first reaches a loss, interpolated linearly; None if it never does."""
     before: Point | None = None
     for point in curve:
         if point.val_loss <= loss:
@@ -102,12 +102,12 @@ def when(curve: Curve, loss: float) -> dict[str, float] | None:
 
 
 def table(curves: dict[str, Curve]) -> list[str]:
-    """The comparison in Markdown; the first curve is the reference."""
-    reference, *_ = curves
-    goal = curves[reference][-1]
+    """The comparison as a Markdown table; the first curve is the baseline."""
+    baseline, *_ = curves
+    goal = curves[baseline][-1]
     lines = [
-        f"| recipe | tokens | minutes | val_loss | bits/byte | {goal.val_loss:.3f}, {reference}'s last: step | tokens "
-        "| minutes | of its steps | times sooner |",
+        f"| recipe | tokens | minutes | val_loss | bits/byte | steps to {goal.val_loss:.3f} ({baseline}) | tokens "
+        "| minutes | share of its steps | speedup |",
         f"|{' --- |' * 10}",
     ]
     for name, curve in curves.items():
@@ -135,7 +135,7 @@ def losses_table(curves: dict[str, Curve]) -> list[str]:
 
 
 def seconds_of_plain_loop(arm: Ladder, device: str, steps: int) -> float:
-    """Seconds a step that a plain loop takes for the recipe of this arm: the median of `steps`, after one more."""
+    """Seconds per step of a plain loop with this recipe: the median of `steps`, after one warm-up."""
     import torch
 
     from benchmarks.peers import PlainLoop
@@ -165,35 +165,35 @@ def seconds_of_plain_loop(arm: Ladder, device: str, steps: int) -> float:
 
 
 def plain_lines(curves: dict[str, Curve], step_seconds: float) -> list[str]:
-    """When a plain loop with the first recipe would have its final loss, and how much sooner the others have it."""
-    reference, *others = curves
-    goal = curves[reference][-1]
+    """When a plain loop with the first recipe would reach its final loss, and how much sooner the others do."""
+    baseline, *others = curves
+    goal = curves[baseline][-1]
     minutes = step_seconds * goal.step / 60
     lines = [
-        f"A plain loop on transformers' GPT-2 with recipe {reference} takes {step_seconds:.3g} s a step (measured) and "
-        f"so {minutes:.1f} minutes for {goal.step:,} steps and a loss of {goal.val_loss:.3f} (extrapolated)."
+        f"A plain loop on transformers' GPT-2 with recipe {baseline} takes {step_seconds:.3g} s per step (measured), "
+        f"which is {minutes:.1f} minutes for {goal.step:,} steps to a loss of {goal.val_loss:.3f} (extrapolated)."
     ]
     for name in others:
         if (reached := when(curves[name], goal.val_loss)) is not None:
-            lines.append(f"Storyladder with {name} has it {minutes / reached['minutes']:.1f} times sooner.")
+            lines.append(f"Storyladder with {name} reaches it {minutes / reached['minutes']:.1f} times sooner.")
     return lines
 
 
 def draw(curves: dict[str, Curve], path: Path) -> None:
-    """Losses over tokens and over minutes, as PNG."""
+    """Plot losses over tokens and over minutes to a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for axis, (quantity, scale, words) in zip(
+    for axis, (quantity, scale, label) in zip(
         axes, (("tokens", 1e6, "million tokens"), ("minutes", 1.0, "minutes of training")), strict=True
     ):
         for name, curve in curves.items():
             axis.plot([getattr(p, quantity) / scale for p in curve], [p.val_loss for p in curve], ".-", label=name)
         axis.axhline(next(iter(curves.values()))[-1].val_loss, color="gray", linewidth=0.8, linestyle="--")
-        axis.set_xlabel(words)
+        axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation loss, nats per token")
     axes[0].legend()
@@ -207,29 +207,29 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--recipes", nargs="+", default=["default", "swift"], metavar="NAME", help="presets to compare")
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
-    parser.add_argument("--steps", type=int, default=300, metavar="N", help="of each (300)")
-    parser.add_argument("--seed", type=int, default=1337, metavar="N", help="of weights and batches (1337)")
+    parser.add_argument("--steps", type=int, default=300, metavar="N", help="steps per recipe (300)")
+    parser.add_argument("--seed", type=int, default=1337, metavar="N", help="seed of weights and batches (1337)")
     parser.add_argument("--windows", type=int, default=128, metavar="N", help="validation windows of 256 tokens (128)")
-    parser.add_argument("--evaluations", type=int, default=30, metavar="N", help="of each curve (30)")
-    parser.add_argument("--plain-steps", type=int, default=0, metavar="N", help="time N steps of a plain loop too (0)")
-    parser.add_argument("--data", type=Path, metavar="DIR", help="folder of train.bin and val.bin; default data")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where runs and curves go; default reports/recipe")
-    parser.add_argument("--no-picture", action="store_true", help="no curves, for which matplotlib is needed")
-    parser.add_argument("--no-results", action="store_true", help="leave benchmarks/RESULTS.md as it is")
+    parser.add_argument("--evaluations", type=int, default=30, metavar="N", help="evaluations per recipe (30)")
+    parser.add_argument("--plain-steps", type=int, default=0, metavar="N", help="also time N steps of a plain loop (0)")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="folder with train.bin and val.bin (data)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="output folder (reports/recipe)")
+    parser.add_argument("--no-picture", action="store_true", help="do not plot curves, which needs matplotlib")
+    parser.add_argument("--no-results", action="store_true", help="do not update benchmarks/RESULTS.md")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
     flags = parser.parse(argv)
     for name, lowest in (("steps", 10), ("windows", 1), ("evaluations", 1), ("plain_steps", 0), ("seed", 0)):
         if (value := getattr(flags, name)) < lowest:
             parser.error(f"--{name.replace('_', '-')} is {value}; expected {lowest} or more")
     if len(set(flags.recipes)) != len(flags.recipes):
-        parser.error(f"--recipes {' '.join(flags.recipes)}: each preset once")
+        parser.error(f"--recipes {' '.join(flags.recipes)}: name each preset once")
     if not flags.no_picture and importlib.util.find_spec("matplotlib") is None:
-        raise UserError("the curves need matplotlib; run python -m pip install matplotlib, or add --no-picture")
+        raise UserError("plotting needs matplotlib; run python -m pip install matplotlib, or add --no-picture")
     return flags
 
 
 def compare(flags: argparse.Namespace) -> tuple[dict[str, Curve], list[str]]:
-    """Train every recipe; the curves, and lines for people."""
+    """Train every recipe; returns the curves and the report lines."""
     presets = [load_ladder(flags.config, name) for name in flags.recipes]
     data = flags.data if flags.data is not None else PROJECT / "data"
     out = flags.out if flags.out is not None else PROJECT / "reports" / "recipe"
@@ -258,9 +258,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     with user_errors():
         flags = arguments(argv)
         curves, lines = compare(flags)
-        words = " ".join(sys.argv[1:] if argv is None else argv).replace(str(PROJECT), ".")
-        device = _device_words(flags.device)
-        lines = [hardware_line() + f"; {device}.", "", f"    python benchmarks/recipe.py {words}".rstrip(), "", *lines]
+        typed = " ".join(sys.argv[1:] if argv is None else argv).replace(str(PROJECT), ".")
+        device = _device_line(flags.device)
+        lines = [hardware_line() + f"; {device}.", "", f"    python benchmarks/recipe.py {typed}".rstrip(), "", *lines]
         print("\n".join(lines))
         if not flags.no_results:
             write_section(f"Recipes: {' and '.join(curves)}, {flags.steps:,} steps", lines)
@@ -270,7 +270,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(json.dumps({"curves": found, "reached": {name: when(curve, goal) for name, curve in curves.items()}}))
 
 
-def _device_words(device: str) -> str:
+def _device_line(device: str) -> str:
     from storyladder.runtime.machine import device_text, pick_device, pick_precision
 
     chosen = pick_device(device)

@@ -1,6 +1,6 @@
-"""benchmarks/RESULTS.md: one section a benchmark, each replaced by its next run; and the machine in one line.
+"""Write benchmarks/RESULTS.md, one section per benchmark, and describe the machine in one line.
 
-Imports nothing that takes memory or time, which would be measured with the rest.
+Imports nothing heavy: its memory and time would be measured with the rest.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
-_DECIDING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # how fast products are
-_HEAD = "# Results of the benchmarks\n\nEach section is written by the command in it, and replaced by its next run.\n"
+_DECIDING_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # these decide how fast matmuls are
+_HEAD = "# Benchmark results\n\nEach section is written by the command it quotes and replaced by the next run.\n"
 
 
 def write_section(title: str, lines: list[str], path: Path = RESULTS) -> None:
-    """Replace the section `## title` by these lines, or append it. A crash leaves the file as it was."""
+    """Replace the section `## title` with these lines, or append it. The file is replaced atomically."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -66,7 +66,7 @@ def _cpu_model() -> str:
 
 
 def _memory_bytes() -> int | None:
-    """None where nobody says."""
+    """Physical memory, or None if the system does not report it."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

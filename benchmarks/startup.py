@@ -1,11 +1,11 @@
-"""Start-up time: --help of every script, train_tiny.py to its first step, generate.py to its first word.
+"""Start-up time: --help of every script, train_tiny.py to its first step, generate.py to its first token.
 
-    python benchmarks/startup.py              five times each, medians; the section in RESULTS.md
-    python benchmarks/startup.py --json       and one JSON object as the last line
+    python benchmarks/startup.py              five runs each; update RESULTS.md
+    python benchmarks/startup.py --json       with one JSON object as the last line
 
-The scripts run as a user runs them, in processes of their own, in turn with a peer: the plain loop on transformers'
-GPT-2 to its first step, and its generate to the first token. The first step of train_tiny.py comes after checking the
-text, a first save and a first evaluation, here of one window. Compilers find an empty cache.
+The scripts run as a user runs them, in new processes, in turns with peers: the plain loop on transformers' GPT-2 to the
+first step, and transformers' generate to the first token. Before its first step, train_tiny.py checks the text, saves,
+and evaluates one window. Compiler caches are empty.
 """
 
 from __future__ import annotations
@@ -32,37 +32,37 @@ from storyladder.settings import PROJECT, Ladder
 SCRIPTS = ("prepare_data.py", "train_tiny.py", "train_children.py", "train_simp.py", "generate.py")
 _PROMPT = "Once upon a time"
 _POLL = 0.01  # seconds
-_LONGEST = 600.0  # seconds until something that should come quickly is given up
+_LONGEST = 600.0  # seconds before giving up
 _CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 FIRST_STEP, PEER_STEP = "train_tiny.py, first step", "plain loop, first step"
-FIRST_WORD, PEER_WORD = "generate.py, first word", "transformers generate, first token"
+FIRST_TOKEN, PEER_TOKEN = "generate.py, first token", "transformers generate, first token"
 
 
 def help_seconds(script: str) -> float:
-    """From the start of `python script --help` to its end."""
+    """Seconds that `python script --help` takes."""
     tick = time.perf_counter()
     done = subprocess.run([sys.executable, str(PROJECT / script), "--help"], capture_output=True, check=False)
     seconds = time.perf_counter() - tick
     if done.returncode:
-        raise UserError(f"{script} --help ended with status {done.returncode}: {done.stderr.decode()[-300:]}")
+        raise UserError(f"{script} --help exited with status {done.returncode}: {done.stderr.decode()[-300:]}")
     return seconds
 
 
 def first_step_seconds(config: Path, preset: str, record: Path, device: str) -> float:
-    """From the start of train_tiny.py to the record of its first update; then it is stopped."""
+    """Seconds from the start of train_tiny.py to the record of its first update; then the script is killed."""
     record.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="storyladder-") as cache:
         command = ["train_tiny.py", "--fresh", "--config", config, "--preset", preset, "--device", device]
         tick = time.perf_counter()
         with _Started(command, {name: cache for name in _CACHES}) as process:
             while not (record.exists() and '"train"' in record.read_text(encoding="utf-8")):
-                _must_run(process, tick, "train_tiny.py made no step")
+                _must_run(process, tick, "train_tiny.py took no step")
                 time.sleep(_POLL)
             return time.perf_counter() - tick
 
 
-def first_word_seconds(config: Path, preset: str, checkpoint: Path, device: str) -> float:
-    """From the start of generate.py to the first byte of text behind the prompt; then it is stopped."""
+def first_token_seconds(config: Path, preset: str, checkpoint: Path, device: str) -> float:
+    """Seconds from the start of generate.py to the first byte after the prompt; then the script is killed."""
     flags = ["--config", config, "--preset", preset, "--checkpoint", checkpoint, "--device", device]
     command = ["generate.py", "--prompt", _PROMPT, *flags]
     tick = time.perf_counter()
@@ -74,12 +74,12 @@ def first_word_seconds(config: Path, preset: str, checkpoint: Path, device: str)
             text += got
             if not got:
                 process.wait()
-                _must_run(process, tick, "generate.py told nothing")
+                _must_run(process, tick, "generate.py printed nothing")
         return time.perf_counter() - tick
 
 
 def peer_seconds(what: str, config: Path, preset: str, device: str) -> float:
-    """From the start of a Python process to the end of the peer's first step, or token, on the preset's shape."""
+    """Seconds from the start of Python to the end of the peer's first step or token, with the preset's model."""
     code = (
         f"import sys; sys.path[:0] = [{str(PROJECT)!r}]; from benchmarks.startup import {what}; {what}(*sys.argv[1:])"
     )
@@ -88,12 +88,12 @@ def peer_seconds(what: str, config: Path, preset: str, device: str) -> float:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - tick
     if done.returncode:
-        raise UserError(f"the peer ended with status {done.returncode}: {done.stderr[-300:]}")
+        raise UserError(f"the peer exited with status {done.returncode}: {done.stderr[-300:]}")
     return seconds
 
 
 def peer_first_step(config: str, preset: str, device: str) -> None:
-    """The plain loop's first update, on random ids."""
+    """Take the plain loop's first update, on random ids."""
     import numpy as np
 
     from benchmarks.peers import PlainLoop
@@ -109,7 +109,7 @@ def peer_first_step(config: str, preset: str, device: str) -> None:
 
 
 def peer_first_token(config: str, preset: str, device: str) -> None:
-    """The first token of transformers' generate."""
+    """Generate the first token with transformers."""
     import torch
 
     from benchmarks.peers import gpt2_of
@@ -122,7 +122,7 @@ def peer_first_token(config: str, preset: str, device: str) -> None:
 
 
 class _Started:
-    """A script of ours that runs while the `with` lasts and is killed at its end: its folder is thrown away."""
+    """Run one of our scripts inside the `with`, then kill it: its folder is temporary."""
 
     def __init__(self, command: list[Any], environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
@@ -140,15 +140,15 @@ class _Started:
         self._process.communicate()
 
 
-def _must_run(process: subprocess.Popen[bytes], began: float, words: str) -> None:
+def _must_run(process: subprocess.Popen[bytes], began: float, failure: str) -> None:
     if process.poll() is not None:
-        raise UserError(f"{words}: it ended with status {process.returncode}; run it by hand to see why")
+        raise UserError(f"{failure}: it exited with status {process.returncode}; run it by hand to see why")
     if time.perf_counter() - began > _LONGEST:
-        raise UserError(f"{words} within {_LONGEST:.0f} s")
+        raise UserError(f"{failure} within {_LONGEST:.0f} s")
 
 
 def prepared(ladder: Ladder, source: Path, folder: Path) -> tuple[Path, Path, Path]:
-    """A config file, the record and a checkpoint under `folder`, for the scripts to start on."""
+    """Write what the scripts need under `folder`; returns a config file, the record and a checkpoint."""
     from benchmarks.workload import moved_to, put_random_weights, put_text
 
     moved = moved_to(ladder, folder)
@@ -167,7 +167,7 @@ def prepared(ladder: Ladder, source: Path, folder: Path) -> tuple[Path, Path, Pa
 
 
 def measure(ladder: Ladder, source: Path, *, n: int, device: str, peers: bool = True) -> dict[str, list[float]]:
-    """Seconds of everything, `n` times in turn. `source` is the config file that the ladder comes from."""
+    """Time everything `n` times in turns. `source` is the config file that the ladder comes from."""
     with tempfile.TemporaryDirectory(prefix="storyladder-") as folder:
         config, record, checkpoint = prepared(ladder, source, Path(folder))
         todo: dict[str, Callable[[], float]] = {
@@ -175,10 +175,10 @@ def measure(ladder: Ladder, source: Path, *, n: int, device: str, peers: bool = 
             for script in SCRIPTS
         }
         todo[FIRST_STEP] = lambda: first_step_seconds(config, ladder.name, record, device)
-        todo[FIRST_WORD] = lambda: first_word_seconds(config, ladder.name, checkpoint, device)
+        todo[FIRST_TOKEN] = lambda: first_token_seconds(config, ladder.name, checkpoint, device)
         if peers:
             todo[PEER_STEP] = lambda: peer_seconds("peer_first_step", config, ladder.name, device)
-            todo[PEER_WORD] = lambda: peer_seconds("peer_first_token", config, ladder.name, device)
+            todo[PEER_TOKEN] = lambda: peer_seconds("peer_first_token", config, ladder.name, device)
         seconds: dict[str, list[float]] = {name: [] for name in todo}
         for _ in range(n):
             for name, take in todo.items():
@@ -187,7 +187,7 @@ def measure(ladder: Ladder, source: Path, *, n: int, device: str, peers: bool = 
 
 
 def table(seconds: dict[str, list[float]]) -> list[str]:
-    """The measurements in Markdown."""
+    """The measurements as a Markdown table."""
     lines = ["| what | seconds, median (min to max) | n |", "| --- | --- | --- |"]
     for name, values in seconds.items():
         spread = f"{min(values):.3g} to {max(values):.3g}"
@@ -196,14 +196,14 @@ def table(seconds: dict[str, list[float]]) -> list[str]:
 
 
 def json_line(seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """What --json ends with."""
+    """The object that --json prints."""
     medians = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
     return {
         "help_s": max(value for name, value in medians.items() if name.endswith("--help")),
         "first_step_s": medians[FIRST_STEP],
-        "first_word_s": medians[FIRST_WORD],
+        "first_token_s": medians[FIRST_TOKEN],
         "peer_first_step_s": medians.get(PEER_STEP),
-        "peer_first_token_s": medians.get(PEER_WORD),
+        "peer_first_token_s": medians.get(PEER_TOKEN),
         "n": min(len(values) for values in seconds.values()),
         "versions": hardware_line(),
     }
@@ -213,9 +213,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     """The flags of this command."""
     parser = Parser(__doc__)
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
-    parser.add_argument("--n", type=int, default=5, metavar="N", help="how often each (5)")
+    parser.add_argument("--n", type=int, default=5, metavar="N", help="runs of each (5)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
-    parser.add_argument("--no-results", action="store_true", help="leave benchmarks/RESULTS.md as it is")
+    parser.add_argument("--no-results", action="store_true", help="do not update benchmarks/RESULTS.md")
     flags = parser.parse(argv)
     if flags.n < 1:
         parser.error(f"--n is {flags.n}; expected 1 or more")
@@ -223,13 +223,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure, print, record."""
+    """Measure, print and record."""
     with user_errors():
         flags = arguments(argv)
         ladder = load_ladder(flags.config, flags.preset)
         seconds = measure(ladder, flags.config or PROJECT / "config.py", n=flags.n, device=flags.device)
-        words = " ".join(sys.argv[1:] if argv is None else argv)
-        lines = [hardware_line() + ".", "", f"    python benchmarks/startup.py {words}".rstrip(), "", *table(seconds)]
+        typed = " ".join(sys.argv[1:] if argv is None else argv)
+        lines = [hardware_line() + ".", "", f"    python benchmarks/startup.py {typed}".rstrip(), "", *table(seconds)]
         print("\n".join(lines))
         if not flags.no_results:
             write_section("Start-up", lines)

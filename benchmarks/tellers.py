@@ -1,4 +1,4 @@
-"""The contenders of telling, each as it is in its own process: ours with its cache, transformers, and reading anew."""
+"""The contenders of the generation benchmark, each in its own process: ours, transformers, and no KV cache."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from storyladder.telling.sampling import next_token
 from storyladder.telling.story import story_tokens
 from storyladder.telling.teller import load_teller, model_config
 
-OURS, THEIRS, ANEW = "Storyladder", "transformers generate, cache", "reading the context anew"
-SAME_TOKENS = 32  # which all must tell alike, always taking the likeliest
+OURS, THEIRS, NO_CACHE = "Storyladder", "transformers generate, KV cache", "no KV cache"
+SAME_TOKENS = 32  # all contenders must generate the same ones with greedy decoding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Telling:
-    """What all tell: from which weights, after which words, how much."""
+    """What every contender generates: weights, prompt and sampling settings."""
 
     ladder: Ladder
     checkpoint: Path
@@ -38,34 +38,34 @@ class Telling:
 
 
 def entries_of(telling: Telling) -> list[Entry]:
-    """All three."""
-    return [Entry(name, build_teller, (name, telling)) for name in (OURS, THEIRS, ANEW)]
+    """One entry per contender."""
+    return [Entry(name, build_teller, (name, telling)) for name in (OURS, THEIRS, NO_CACHE)]
 
 
 def build_teller(spec: tuple[str, Telling]) -> Racer:
-    """The contender itself, in the process that this is called in."""
+    """Build the contender in the calling process."""
     name, telling = spec
-    builds: dict[str, type[_Teller]] = {OURS: Cached, THEIRS: Transformers, ANEW: Anew}
+    builds: dict[str, type[_Teller]] = {OURS: Cached, THEIRS: Transformers, NO_CACHE: NoCache}
     return builds[name](telling)
 
 
 class _Teller:
-    """A turn is one story; its first token is timed by itself."""
+    """A turn is one story; its first token is timed separately."""
 
     def __init__(self, telling: Telling) -> None:
         self._telling = telling
         self.device = pick_device(telling.device)
         self.model = load_teller(telling.ladder, telling.checkpoint, GPT, self.device).model
         self.prompt = gpt2_tokenizer().encode(telling.prompt)
-        likeliest = dataclasses.replace(telling.settings, temperature=0.0, max_new_tokens=SAME_TOKENS)
-        self.facts: dict[str, Any] = {"likeliest": list(self.tokens(likeliest, seed=0))}
+        greedy = dataclasses.replace(telling.settings, temperature=0.0, max_new_tokens=SAME_TOKENS)
+        self.facts: dict[str, Any] = {"greedy": list(self.tokens(greedy, seed=0))}
 
     def tokens(self, settings: GenerateConfig, *, seed: int) -> Iterator[int]:
-        """The ids of a story, without the prompt."""
+        """The token ids of a story, without the prompt."""
         raise NotImplementedError
 
     def turn(self, number: int) -> Reading:
-        """Seconds a token of one story, and until its first."""
+        """Generate one story; seconds per token, and to the first one."""
         tick = time.perf_counter()
         tokens = self.tokens(self._telling.settings, seed=number)
         count = 1 if next(tokens, None) is not None else 0
@@ -74,27 +74,27 @@ class _Teller:
         seconds = time.perf_counter() - tick
         return {"seconds": seconds / max(1, count), "first_token": first, "tokens": count}
 
-    def last_words(self) -> dict[str, Any]:
+    def final_facts(self) -> dict[str, Any]:
         """Peak memory of the process."""
         return {"peak_rss": peak_memory(torch.device("cpu"))}
 
 
 class Cached(_Teller):
-    """The product."""
+    """Storyladder."""
 
     def tokens(self, settings: GenerateConfig, *, seed: int) -> Iterator[int]:
-        """With the product's cache of keys and values."""
+        """Generate with Storyladder's KV cache."""
         generator = torch.Generator().manual_seed(seed)
         return story_tokens(
             self.model, gpt2_tokenizer(), self.prompt, settings=settings, generator=generator, device=self.device
         )
 
 
-class Anew(_Teller):
-    """As llama2.c's and nanoGPT's Python tell: every token reads the whole context again."""
+class NoCache(_Teller):
+    """As the Python code of llama2.c and nanoGPT does it: every token runs the whole context again."""
 
     def tokens(self, settings: GenerateConfig, *, seed: int) -> Iterator[int]:
-        """The same choice of the next token, without a cache."""
+        """Sample the same way, without a KV cache."""
         generator = torch.Generator().manual_seed(seed)
         ids = [EOT, *self.prompt]
         for _ in range(settings.max_new_tokens):
@@ -109,7 +109,7 @@ class Anew(_Teller):
 
 
 class Transformers(_Teller):
-    """transformers' GPT-2 with the same weights, its `generate` with a cache."""
+    """transformers' GPT-2 with the same weights: `generate` with its KV cache."""
 
     def __init__(self, telling: Telling) -> None:
         payload = read_checkpoint(telling.checkpoint)
@@ -119,11 +119,11 @@ class Transformers(_Teller):
         super().__init__(telling)
 
     def tokens(self, settings: GenerateConfig, *, seed: int) -> Iterator[int]:
-        """All at once: `generate` gives nothing before it has ended."""
+        """Yield all tokens at the end: `generate` returns nothing before."""
         yield from self._generate(settings, seed, settings.max_new_tokens)
 
     def turn(self, number: int) -> Reading:
-        """Seconds a token of one story, and those of a story of one token: the time until the first."""
+        """Generate one story, then one of a single token: seconds per token, and to the first one."""
         settings = self._telling.settings
         ticks = [time.perf_counter()]
         count = len(self._generate(settings, number, settings.max_new_tokens))
@@ -139,7 +139,7 @@ class Transformers(_Teller):
         if settings.temperature > 0:
             choice = {"do_sample": True, "temperature": settings.temperature, "top_k": settings.top_k or 0}
         with torch.no_grad():
-            told_BT = self._gpt2.generate(
+            story_BT = self._gpt2.generate(
                 idx_BT,
                 attention_mask=torch.ones_like(idx_BT),
                 max_new_tokens=max_new_tokens,
@@ -148,5 +148,5 @@ class Transformers(_Teller):
                 pad_token_id=EOT,
                 **choice,
             )
-        told: list[int] = told_BT[0, idx_BT.size(1) :].tolist()
-        return told[:-1] if told and told[-1] == EOT else told
+        story: list[int] = story_BT[0, idx_BT.size(1) :].tolist()
+        return story[:-1] if story and story[-1] == EOT else story

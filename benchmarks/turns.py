@@ -1,8 +1,8 @@
-"""Contenders in processes of their own that take turns: one works, the others wait blocked and hold no core.
+"""Contenders take turns, each in its own process: one works while the others wait and use no CPU.
 
-Own processes, because allocator settings, thread pools and peak memory belong to a process. Turns, because the speed of
-a shared machine swings by a factor of two within minutes, and only neighbours in time can be compared. This module
-knows neither models nor stories.
+Separate processes, because allocator settings, thread pools and peak memory belong to a process. Turns, because the
+speed of a shared machine varies by a factor of two within minutes, so only measurements close in time compare. This
+module knows nothing about models or stories.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-Say = Callable[[str], None]
-Reading = dict[str, Any]  # what a turn measured; "seconds" is what counts
+Log = Callable[[str], None]
+Reading = dict[str, Any]  # measured in one turn; "seconds" is always there
 
-_SLOW_TURN = 60.0  # seconds; a contender whose first turn takes longer gets no second warm-up and
-_SLOW_TURNS = 3  # this many timed turns
-_PATIENCE = 10.0  # seconds for a process to end by itself
+_SLOW_TURN = 60.0  # seconds; if its first turn takes longer, a contender gets one warm-up and
+_SLOW_TURNS = 3  # this many timed turns at most
+_TIMEOUT = 10.0  # seconds for a process to exit by itself
 _DAY = 24 * 3600.0
-_LEAST_PATIENCE = 180.0  # seconds for an answer, also where the time of the race is over; busy machines take a minute
+_MIN_TIMEOUT = 180.0  # seconds to wait for an answer even after the deadline; a busy machine can take a minute
 
 
 class Racer(Protocol):
-    """What a contender is in its own process, once it is built."""
+    """A contender in its own process."""
 
     facts: dict[str, Any]  # about itself, for the table
 
     def turn(self, number: int) -> Reading:
-        """Work once and say how many seconds it took."""
+        """Do one unit of work; the reading has its seconds."""
 
-    def last_words(self) -> dict[str, Any]:
-        """What is known at the end only, such as peak memory."""
+    def final_facts(self) -> dict[str, Any]:
+        """Facts known only at the end, such as peak memory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A contender before its process exists. `build` stands at the top of a module, and `spec` can be pickled."""
+    """A contender before its process starts. `build` must be a module-level function and `spec` picklable."""
 
     name: str
     build: Callable[[Any], Racer]
@@ -48,11 +48,11 @@ class Entry:
 
 
 class ContenderFailed(Exception):
-    """A contender that could not be built, raised an error, or died."""
+    """A contender failed to build, raised an error, timed out or died."""
 
 
 class Seat:
-    """A contender's process, from its start to `close`."""
+    """A contender's process, from start to `close`."""
 
     def __init__(self, entry: Entry) -> None:
         self.name = entry.name
@@ -62,69 +62,69 @@ class Seat:
         self._process.start()
         theirs.close()
 
-    def answer(self, patience: float) -> dict[str, Any]:
-        """What it says next: its facts, then an answer to every `ask`. ContenderFailed if it could not in time."""
+    def answer(self, timeout: float) -> dict[str, Any]:
+        """Receive its facts first, then the answer to each `ask`; ContenderFailed on an error or after `timeout`."""
         try:
-            if not self._pipe.poll(patience):
-                self._process.kill()  # or it would work on beside the others
-                raise ContenderFailed(f"no answer within {patience:.0f} s; give it more time with --minutes")
-            good, said = self._pipe.recv()
+            if not self._pipe.poll(timeout):
+                self._process.kill()  # or it would keep running next to the others
+                raise ContenderFailed(f"no answer within {timeout:.0f} s; allow more time with --minutes")
+            good, message = self._pipe.recv()
         except (EOFError, ConnectionError):
-            self._process.join(_PATIENCE)
+            self._process.join(_TIMEOUT)
             code = self._process.exitcode
             raise ContenderFailed(f"its process died with status {code}{' (memory?)' if code == -9 else ''}") from None
         if not good:
-            raise ContenderFailed(str(said))
-        return dict(said)
+            raise ContenderFailed(str(message))
+        return dict(message)
 
     def ask(self, number: int | None) -> None:
-        """Ask for turn `number`, or with None for the last words; `answer` has what comes back."""
-        with contextlib.suppress(BrokenPipeError, ConnectionError):  # it is dead; `answer` tells how
+        """Request turn `number`, or the last facts if None; `answer` returns the reply."""
+        with contextlib.suppress(BrokenPipeError, ConnectionError):  # it died; `answer` reports how
             self._pipe.send(number)
 
     def close(self) -> None:
-        """End the process if it has not ended by itself."""
+        """Wait for the process to exit; kill it if it does not."""
         self._pipe.close()
-        self._process.join(_PATIENCE)
+        self._process.join(_TIMEOUT)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
 
 
 def _serve(pipe: Connection, build: Callable[[Any], Racer], spec: Any) -> None:
-    """The life of a contender's process."""
+    """Main function of a contender's process."""
     try:
         racer = build(spec)
         pipe.send((True, racer.facts))
         while (number := pipe.recv()) is not None:
             pipe.send((True, racer.turn(number)))
-        pipe.send((True, racer.last_words()))
+        pipe.send((True, racer.final_facts()))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return  # the benchmark is over
     except Exception as error:
-        words = (str(error).strip() or "no message").splitlines()[0][:300]
-        pipe.send((False, f"{type(error).__name__}: {words}"))
+        message = (str(error).strip() or "no message").splitlines()[0][:300]
+        pipe.send((False, f"{type(error).__name__}: {message}"))
 
 
 @dataclasses.dataclass
 class Measured:
-    """What became of one contender in a race."""
+    """The outcome of one contender in a race."""
 
     facts: dict[str, Any]
-    say: Say = lambda _: None
+    log: Log = lambda _: None
     readings: list[Reading] = dataclasses.field(default_factory=list)
-    patience: Callable[[], float] = lambda: _LEAST_PATIENCE  # seconds for the next answer
+    timeout: Callable[[], float] = lambda: _MIN_TIMEOUT  # seconds for the next answer
     slow: bool = False
     cold: bool = False  # there was no time for a warm-up
     failure: str | None = None
 
-    def hear(self, seat: Seat) -> dict[str, Any] | None:
-        """What the contender answers, or None, with the reason noted, if it failed."""
+    def receive(self, seat: Seat) -> dict[str, Any] | None:
+        """The contender's answer; if it failed, None, and `failure` has the reason."""
         try:
-            return seat.answer(self.patience())
+            return seat.answer(self.timeout())
         except ContenderFailed as error:
             self.failure = str(error)
-            self.say(f"{seat.name}: {error}")
+            self.log(f"{seat.name}: {error}")
             return None
 
     def takes_part(self, number: int) -> bool:
@@ -133,43 +133,43 @@ class Measured:
 
     @property
     def seconds(self) -> list[float]:
-        """Of the timed turns."""
+        """Seconds of each timed turn."""
         return [reading["seconds"] for reading in self.readings]
 
     @property
     def median(self) -> float | None:
-        """Median seconds of a turn's unit of work, or None if nothing could be measured."""
+        """Median seconds of one unit of work, or None if nothing was measured."""
         return statistics.median(self.seconds) if self.readings and self.failure is None else None
 
 
-def race(entries: Iterable[Entry], *, warmups: int, turns: int, seconds: float, say: Say) -> dict[str, Measured]:
-    """Let contenders take turns for about `seconds`: first the warm-ups, then at most `turns` timed turns each.
+def race(entries: Iterable[Entry], *, warmups: int, turns: int, seconds: float, log: Log) -> dict[str, Measured]:
+    """Let contenders take turns for about `seconds`: warm-ups first, then at most `turns` timed turns each.
 
-    The clock starts when all are ready: a GPU's contenders compile for a minute before.
+    The clock starts when all contenders are ready: on a GPU they first compile for a minute.
 
-    The time ends the race between two rounds, never before the first timed one is complete, unless the warm-up has used
-    it up: then the last turn of the warm-up is the reading, and said to be cold. Who fails leaves the race, and so does
-    who takes half of its time for one answer.
+    The race ends between two rounds, never before the first timed round is complete. If the warm-up uses up all the
+    time, its last turn is the reading, marked as cold. A contender leaves the race if it fails, or if one answer takes
+    half of the time.
     """
     deadline = time.monotonic() + seconds
 
-    def patience() -> float:
-        return max(_LEAST_PATIENCE, min(seconds / 2, deadline - time.monotonic(), _DAY))
+    def timeout() -> float:
+        return max(_MIN_TIMEOUT, min(seconds / 2, deadline - time.monotonic(), _DAY))
 
     measured: dict[str, Measured] = {}
     seats: list[Seat] = []
     try:
         seats += [Seat(entry) for entry in entries]
-        for seat in seats:  # which are getting ready all at once
-            measured[seat.name] = Measured({}, say, patience=patience)
-            measured[seat.name].facts = measured[seat.name].hear(seat) or {}
+        for seat in seats:  # they all get ready in parallel
+            measured[seat.name] = Measured({}, log, timeout=timeout)
+            measured[seat.name].facts = measured[seat.name].receive(seat) or {}
         deadline = time.monotonic() + seconds
         _warm_up(seats, measured, warmups, deadline)
-        _timed_rounds(seats, measured, warmups, turns, deadline, say)
+        _timed_rounds(seats, measured, warmups, turns, deadline, log)
         for seat in seats:
             if measured[seat.name].failure is None:
                 seat.ask(None)
-                measured[seat.name].facts.update(measured[seat.name].hear(seat) or {})
+                measured[seat.name].facts.update(measured[seat.name].receive(seat) or {})
     finally:
         for seat in seats:
             seat.close()
@@ -177,16 +177,16 @@ def race(entries: Iterable[Entry], *, warmups: int, turns: int, seconds: float, 
 
 
 def _take_turn(seat: Seat, found: Measured, number: int) -> float:
-    """One turn; returns how long it took, with everything around what is measured."""
+    """Take one turn; returns its wall time in seconds, overhead included."""
     began = time.monotonic()
     seat.ask(number)
-    if (reading := found.hear(seat)) is not None:
+    if (reading := found.receive(seat)) is not None:
         found.readings.append(reading)
     return time.monotonic() - began
 
 
 def _warm_up(seats: list[Seat], measured: dict[str, Measured], warmups: int, deadline: float) -> None:
-    """Turns that do not count. Those who are slow, and everybody when the time is over, have one only."""
+    """Take turns that do not count: one for slow contenders, and for everyone once the time is up."""
     for number in range(warmups):
         for seat in seats:
             found = measured[seat.name]
@@ -195,18 +195,18 @@ def _warm_up(seats: list[Seat], measured: dict[str, Measured], warmups: int, dea
             took = _take_turn(seat, found, number)
             if not number and found.failure is None:
                 found.slow = took > _SLOW_TURN and not found.facts.get("compiled")
-                found.say(f"{seat.name}: first turn {took:.3g} s")
+                found.log(f"{seat.name}: first turn {took:.3g} s")
 
 
 def _timed_rounds(
-    seats: list[Seat], measured: dict[str, Measured], warmups: int, turns: int, deadline: float, say: Say
+    seats: list[Seat], measured: dict[str, Measured], warmups: int, turns: int, deadline: float, log: Log
 ) -> None:
-    """Rounds in which every contender that is left has one turn, as long as there is time for a whole one."""
+    """Run timed rounds, one turn per remaining contender, while there is time for a full round."""
     if time.monotonic() > deadline and warmups:
         for found in measured.values():
             found.readings, found.cold = found.readings[-1:], True
             if found.facts.get("compiled") and found.failure is None:
-                found.failure = "compiling took all the time; give it more with --minutes"
+                found.failure = "compiling took all the time; allow more with --minutes"
         return
     for found in measured.values():
         found.readings = []
@@ -214,7 +214,7 @@ def _timed_rounds(
     for number in range(turns):
         racing = [seat for seat in seats if measured[seat.name].takes_part(number)]
         if number and time.monotonic() + sum(took[seat.name] for seat in racing) > deadline:
-            say(f"the time is over after {number} of {turns} rounds")
+            log(f"time is up after {number} of {turns} rounds")
             return
         for seat in racing:
             took[seat.name] = _take_turn(seat, measured[seat.name], warmups + number)

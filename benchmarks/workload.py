@@ -1,4 +1,4 @@
-"""What the contenders work on: real settings in a temporary folder, text with a real vocabulary, weights."""
+"""What contenders run on: real settings in a temporary folder, text with a realistic vocabulary, weights."""
 
 from __future__ import annotations
 
@@ -18,43 +18,43 @@ from storyladder.runtime.checkpoint import save_checkpoint
 from storyladder.runtime.errors import DataError
 from storyladder.settings import PROJECT, Ladder, Paths, check
 
-SAMPLE_TYPES = 1_145  # of the bundled stories, which the demo is trained on
+SAMPLE_TYPES = 1_145  # distinct ids in the bundled stories, the training text of the demo
 TINYSTORIES_TYPES = 13_312  # the first 8.6 million tokens of TinyStories use 13,232
 _SYNTHETIC_TOKENS = 2_000_000
 _VAL_TOKENS = 4_096
-_ZIPF = 1.1  # exponent: frequent words take about the share that they have in stories
+_ZIPF = 1.1  # exponent: frequent words get about the share they have in stories
 _STORY = 200  # tokens
 
 
 def moved_to(ladder: Ladder, folder: Path) -> Ladder:
-    """The same settings with data, checkpoints and records under `folder`."""
+    """The same settings, with data, checkpoints and records under `folder`."""
     return check(dataclasses.replace(ladder, paths=Paths(root=str(folder))))
 
 
 def put_text(ladder: Ladder, data: Path | None) -> str:
-    """Put the first stage's token files into a ladder's data folder; returns what text it is.
+    """Put the first stage's token files into a ladder's data folder; returns a description of the text.
 
-    The text is the token file that is given, else the user's own data/train.bin unless that holds the sample stories,
-    else ids drawn with the number of types that TinyStories has: the size of a compact vocabulary depends on nothing
-    else.
+    The text is the given token file, or the user's data/train.bin, or, if that is missing or holds sample stories,
+    synthetic ids with as many types as TinyStories: the size of a compact vocabulary depends only on the number of
+    types.
     """
     train, _ = token_files(ladder, ladder.stages[0])
     train.parent.mkdir(parents=True, exist_ok=True)
     real = data if data is not None else PROJECT / "data" / "train.bin"
-    words = ""
+    description = ""
     if data is not None or _is_real_text(real):
-        _open(real, ladder)  # refuses what is damaged or foreign
+        _open(real, ladder)  # raises if it is damaged or was made with another tokenizer
         for source, target in ((real, train), (_sidecar(real), _sidecar(train))):
             os.symlink(source.resolve(), target)
-        words = f"{real.name}: "
+        description = f"{real.name}: "
     else:
         _write(train, zipf_ids(_SYNTHETIC_TOKENS, min(TINYSTORIES_TYPES, ladder.model.vocab_size)), "synthetic ids")
-        words = "synthetic ids, Zipf-like: "
-    return words + _put_val_file(ladder)
+        description = "synthetic ids, Zipf-like: "
+    return description + _put_val_file(ladder)
 
 
 def put_synthetic_text(ladder: Ladder, types: int) -> str:
-    """Put the first stage's token files into a ladder's data folder, ids of so many types; returns what text it is."""
+    """Put synthetic token files with `types` distinct ids into a ladder's data folder; returns a description."""
     train, _ = token_files(ladder, ladder.stages[0])
     train.parent.mkdir(parents=True, exist_ok=True)
     _write(train, zipf_ids(_SYNTHETIC_TOKENS, types), "synthetic ids")
@@ -62,7 +62,7 @@ def put_synthetic_text(ladder: Ladder, types: int) -> str:
 
 
 def _put_val_file(ladder: Ladder) -> str:
-    """The head of the training text as validation text; how many tokens and types the former has."""
+    """Use the head of the training text as validation text; returns token and type counts of the training text."""
     train, val = token_files(ladder, ladder.stages[0])
     opened = _open(train, ladder)
     _write(val, np.array(opened.ids[:_VAL_TOKENS]), "head of the training text")
@@ -71,7 +71,7 @@ def _put_val_file(ladder: Ladder) -> str:
 
 
 def zipf_ids(n_tokens: int, n_types: int) -> np.ndarray[tuple[int], np.dtype[np.uint16]]:
-    """Ids whose k-th frequent type has a share of about 1 / k; every type is there, and EOT stands every 200 tokens."""
+    """Ids with a Zipf distribution: type k has a share of about 1 / k, every type occurs, every 200th id is EOT."""
     random = np.random.default_rng(0)
     words = random.permutation(EOT)[: n_types - 1]
     shares = 1.0 / np.arange(1, n_types) ** _ZIPF
@@ -84,7 +84,7 @@ def zipf_ids(n_tokens: int, n_types: int) -> np.ndarray[tuple[int], np.dtype[np.
 
 
 def put_random_weights(ladder: Ladder, path: Path) -> None:
-    """A checkpoint of the untrained model, as a stage would leave it."""
+    """Save a checkpoint of the untrained model, in the format of a stage."""
     torch.manual_seed(ladder.stages[0].seed)
     weights = GPT(ladder.model).state_dict()
     settings = plain_settings(ladder, ladder.stages[0], [])
@@ -96,7 +96,7 @@ def put_random_weights(ladder: Ladder, path: Path) -> None:
 
 
 def _is_real_text(path: Path) -> bool:
-    """Whether the user's token file is there, whole, and not the bundled sample stories, whose vocabulary is tiny."""
+    """Whether the user's token file exists, is valid and is not the sample stories, whose vocabulary is tiny."""
     try:
         sources = open_token_file(path, tokenizer=gpt2_tokenizer().fingerprint, vocab_size=1 << 16).sidecar.sources
     except DataError:

@@ -1,4 +1,4 @@
-"""Contenders that need nothing but the standard library, for tests of the race itself."""
+"""Contenders that use only the standard library, for tests of the race itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """Writes its name and the turn's number into a diary that all share; says the seconds that it was given."""
+    """Writes its name and the turn number into a shared diary and reports the given seconds."""
 
     name: str
     diary: Path
@@ -36,7 +36,7 @@ class Runner:
             file.write(f"{self.name}{number} ")
         return {"seconds": self.seconds[number % len(self.seconds)]}
 
-    def last_words(self) -> dict[str, Any]:
+    def final_facts(self) -> dict[str, Any]:
         return {"peak_rss": 1000}
 
 

@@ -1,4 +1,4 @@
-"""The benchmarks run, on a little text, and their sections replace each other in RESULTS.md."""
+"""Benchmarks run on a little text, and their sections replace each other in RESULTS.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_a_section_is_appended_once_and_replaced_afterwards(tmp_path: Path) -> N
     write_section("One", ["first", "", "| a |"], path)
     write_section("Two", ["second"], path)
     head, *sections = path.read_text(encoding="utf-8").split("\n\n## ")
-    assert head.startswith("# Results") and sections == ["One\n\nfirst\n\n| a |", "Two\n\nsecond\n"]
+    assert head.startswith("# Benchmark results") and sections == ["One\n\nfirst\n\n| a |", "Two\n\nsecond\n"]
     write_section("One", ["changed ## not a title"], path)
     write_section("On", ["another"], path)
     assert path.read_text(encoding="utf-8") == (
@@ -26,7 +26,7 @@ def test_a_section_is_appended_once_and_replaced_afterwards(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_machine_is_told_in_one_line() -> None:
+def test_the_machine_is_described_in_one_line() -> None:
     line = hardware_line()
     assert "\n" not in line
     for word in (" cores", "Python 3.", "torch 2.", "numpy ", "tiktoken 0.", "pyarrow ", "; 20"):
@@ -34,7 +34,7 @@ def test_the_machine_is_told_in_one_line() -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_the_preparation_compares_the_same_text(tmp_path: Path) -> None:
+def test_the_preparation_benchmark_compares_the_same_text(tmp_path: Path) -> None:
     text, results = tmp_path / "few.txt", tmp_path / "RESULTS.md"
     stories = list(sample_stories("tiny", 300))
     text.write_text("\n<|endoftext|>\n".join(stories) + "\n<|endoftext|>\n", encoding="utf-8")
@@ -52,7 +52,7 @@ def test_the_benchmark_of_the_preparation_compares_the_same_text(tmp_path: Path)
     assert f"| Storyladder | {found['mb_per_s']:.1f} |" in section
 
 
-def test_the_benchmark_of_the_preparation_names_a_text_that_is_not_there() -> None:
+def test_the_preparation_benchmark_names_a_missing_text() -> None:
     done = run_script("benchmarks/preparation.py", "--text", "nowhere.txt")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --text nowhere.txt: there is no such file; give files of stories\n"
+    assert done.stderr == "error: --text nowhere.txt: no such file; give files of stories\n"

@@ -1,4 +1,4 @@
-"""make gpu on a machine without a GPU, and what becomes of sections that break, hang or run out of time."""
+"""make gpu on a machine without a GPU, and with sections that fail, hang or run out of time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def section(program: str, name: str = "some", seconds: int = 60) -> Section:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_every_section_says_so_and_the_status_is_0(tmp_path: Path) -> None:
+def test_without_a_gpu_every_section_reports_it_and_the_status_is_0(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     called = [sys.executable, str(PROJECT / "benchmarks" / "gpu.py"), "--out", str(out)]
     done = subprocess.run(called, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
@@ -40,14 +40,14 @@ def test_without_a_gpu_every_section_says_so_and_the_status_is_0(tmp_path: Path)
     assert done.stdout.count("no GPU") == 2 * len(gpu.SECTIONS)
 
 
-def test_an_unknown_section_is_refused_with_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_section_is_refused_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         gpu.main(["--only", "tests,spead"])
     assert ended.value.code == 2
-    assert "--only names spead; the sections are tests, speed" in capsys.readouterr().err
+    assert "--only: no section spead; the sections are tests, speed" in capsys.readouterr().err
 
 
-def test_a_section_that_breaks_loses_nothing_of_the_others(tmp_path: Path) -> None:
+def test_a_section_that_fails_loses_nothing_of_the_others(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     sections = [
         section('print("said"); print({"a": 1})', "not json"),
@@ -65,14 +65,14 @@ def test_a_section_that_breaks_loses_nothing_of_the_others(tmp_path: Path) -> No
     assert found["sections"]["broken"]["output"].strip() == "half"
 
 
-def test_the_file_is_whole_after_every_section(tmp_path: Path) -> None:
+def test_the_file_is_complete_after_every_section(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     look = f"import json; print(json.dumps(list(json.load(open({str(out)!r}))['sections'])))"
     found = run_all([section("print(1)", "first"), section(look, "second")], out, "some card", 120.0)
     assert found["sections"]["second"]["output"].strip() == '["first"]'
 
 
-def test_a_section_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+def test_a_section_that_hangs_is_killed_with_everything_it_started(tmp_path: Path) -> None:
     child = "import time; time.sleep(300)"
     program = (
         "import subprocess, sys, time\n"
@@ -83,7 +83,7 @@ def test_a_section_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
     found = run_section(section(program), tmp_path, 5.0)
     assert found.status == "ran out of time" and time.monotonic() - tick < 30
     pid = int(found.output)
-    for _ in range(100):  # until whoever adopted it has buried it
+    for _ in range(100):  # until its new parent has reaped it
         if not Path(f"/proc/{pid}").exists() or "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text():
             return
         time.sleep(0.1)
@@ -91,12 +91,12 @@ def test_a_section_that_hangs_is_ended_with_all_that_it_started(tmp_path: Path) 
     pytest.fail("a process of a section outlived it")
 
 
-def test_no_section_starts_when_the_time_is_over(tmp_path: Path) -> None:
+def test_no_section_starts_when_time_is_up(tmp_path: Path) -> None:
     found = run_all([section("print(1)")], tmp_path / "gpu.json", "some card", 0.0)
     assert found["sections"]["some"]["status"] == "ran out of time"
 
 
-def test_figures_are_copied_into_the_results_and_never_typed(tmp_path: Path) -> None:
+def test_numbers_are_copied_into_the_results(tmp_path: Path) -> None:
     evaluations = [{"step": 20, "val_loss": 1.5, "bits_per_byte": 0.5, "tokens_per_s": 1000}]
     found = {
         "gpu": "some card",
@@ -114,14 +114,14 @@ def test_figures_are_copied_into_the_results_and_never_typed(tmp_path: Path) -> 
     path.write_text(json.dumps(found))
     record(path, results)
     text = results.read_text()
-    assert "## GPU: some card" in text and "Tests: 1 of 3 passed: not b." in text
+    assert "## GPU: some card" in text and "Tests: 1 of 3 passed; failed: b." in text
     assert "| ours | 1 |\nmatmuls, bf16: 600 TFLOP/s (n = 1)." in text and "noise" not in text
-    assert "Nothing measured: ran out of time." in text
+    assert "Not measured: ran out of time." in text
     assert "| tiny | 20 | 1.5000 | 0.500 | 1,000 |" in text
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"gpu": null, "sections": {}}'])
-def test_what_is_no_such_file_is_refused_in_a_line(tmp_path: Path, text: str) -> None:
+def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     path = tmp_path / "gpu.json"
     path.write_text(text)
     with pytest.raises(UserError, match="make gpu"):
@@ -129,7 +129,7 @@ def test_what_is_no_such_file_is_refused_in_a_line(tmp_path: Path, text: str) ->
     assert not (tmp_path / "RESULTS.md").exists()
 
 
-def test_the_forms_of_the_head_agree_on_loss_and_gradient() -> None:
+def test_all_variants_of_the_head_agree_on_loss_and_gradient() -> None:
     from benchmarks.head_loss import forms
 
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""The comparison of recipes: when a curve has a loss, by hand; and the whole of it on toy presets."""
+"""The recipe benchmark: interpolation checked by hand, and a whole comparison on toy presets."""
 
 from __future__ import annotations
 
@@ -24,29 +24,27 @@ QUICK = [Point(0, 0, 0.0, 10.0, 4.0), Point(10, 80, 1.5, 5.0, 2.25), Point(20, 1
     ("loss", "expected"),
     [(5.0, (10, 80, 1.5)), (4.0, (15, 120, 2.25)), (7.5, (5, 40, 0.75)), (3.0, (20, 160, 3.0)), (11.0, (0, 0, 0.0))],
 )
-def test_a_loss_is_reached_on_the_line_between_two_evaluations(
-    loss: float, expected: tuple[float, float, float]
-) -> None:
+def test_a_loss_is_interpolated_between_two_evaluations(loss: float, expected: tuple[float, float, float]) -> None:
     assert when(QUICK, loss) == dict(zip(("step", "tokens", "minutes"), expected, strict=True))
 
 
-def test_a_loss_that_comes_back_counts_when_it_is_first_there_and_one_that_never_comes_does_not() -> None:
+def test_the_first_time_a_loss_is_reached_counts_and_a_loss_never_reached_is_none() -> None:
     wavy = [*QUICK, Point(30, 240, 4.0, 5.5, 2.3), Point(40, 320, 5.0, 2.0, 1.2)]
     assert when(wavy, 5.0) == {"step": 10, "tokens": 80, "minutes": 1.5}
     assert when(QUICK, 2.9) is None
     assert when([Point(0, 0, 0.0, float("nan"), 1.0), *QUICK], 5.0) == when(QUICK, 5.0)
 
 
-def test_the_table_says_when_each_recipe_has_the_firsts_final_loss() -> None:
+def test_the_table_shows_when_each_recipe_reaches_the_final_loss_of_the_first() -> None:
     lines = table({"slow": SLOW, "quick": QUICK})
-    assert "4.000, slow's last: step" in lines[0]
+    assert "steps to 4.000 (slow)" in lines[0]
     assert lines[2] == "| slow | 160 | 2.0 | 4.0000 | 2.000 | 20 | 160 | 2.00 | 100% | 1.0 |"
     assert lines[3] == "| quick | 160 | 3.0 | 3.0000 | 1.500 | 15 | 120 | 2.25 | 75% | 0.9 |"
     never = table({"quick": QUICK, "slow": SLOW})[3]
     assert never.startswith("| slow | 160 | 2.0 | 4.0000 | 2.000 | never |")
 
 
-def test_losses_stand_beside_each_other_by_step() -> None:
+def test_losses_of_a_step_share_a_row() -> None:
     assert losses_table({"slow": SLOW, "quick": QUICK[:2]})[2:] == [
         "| 0 | 10.000 | 10.000 |",
         "| 10 | 6.000 | 5.000 |",
@@ -54,10 +52,10 @@ def test_losses_stand_beside_each_other_by_step() -> None:
     ]
 
 
-def test_a_plain_loop_is_extrapolated_to_the_firsts_steps() -> None:
+def test_a_plain_loop_is_extrapolated_to_the_steps_of_the_first_recipe() -> None:
     first, second = plain_lines({"slow": SLOW, "quick": QUICK}, 27.0)
-    assert "27 s a step (measured) and so 9.0 minutes for 20 steps and a loss of 4.000 (extrapolated)" in first
-    assert second == "Storyladder with quick has it 4.0 times sooner."  # 9 minutes over 2.25
+    assert "27 s per step (measured), which is 9.0 minutes for 20 steps to a loss of 4.000 (extrapolated)" in first
+    assert second == "Storyladder with quick reaches it 4.0 times sooner."  # 9 minutes over 2.25
 
 
 def test_an_arm_is_the_preset_with_another_length_and_its_own_folder(tmp_path: Path) -> None:
@@ -104,10 +102,10 @@ def test_the_curves_are_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_mistakes_are_told_in_a_line() -> None:
+def test_mistakes_are_reported_in_one_line() -> None:
     assert refusal("benchmarks/recipe.py", "--steps", 3).startswith("error: --steps is 3; expected 10 or more")
     assert "no preset 'swfit'" in refusal("benchmarks/recipe.py", "--no-picture", "--recipes", "default", "swfit")
-    assert "each preset once" in refusal("benchmarks/recipe.py", "--recipes", "swift", "swift")
+    assert "name each preset once" in refusal("benchmarks/recipe.py", "--recipes", "swift", "swift")
 
 
 @pytest.mark.slow
