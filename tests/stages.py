@@ -15,6 +15,7 @@ from rounding import assert_same_losses, norm_tolerance
 
 from model import GPT
 from storyladder.command_line import StageRun
+from storyladder.corpus.corpora import token_files
 from storyladder.results import StageFiles, plain_settings
 from storyladder.runtime.checkpoint import read_checkpoint
 from storyladder.runtime.errors import Interrupted
@@ -112,7 +113,7 @@ def payload_of(ladder: Ladder, name: str = "children") -> dict[str, Any]:
         "val_loss": 1.5,
         "seen_tokens": torch.ones(ladder.model.vocab_size, dtype=torch.uint8),
         "settings": plain_settings(ladder, stage, []),
-        "data": {stage.train_file: "a", stage.val_file: "b"},
+        "data": {path.name: path.stem for path in token_files(ladder, stage)},
         "model": {"transformer.wte.weight": torch.zeros(ladder.model.vocab_size, ladder.model.n_embd)},
     }
 
