@@ -8,9 +8,13 @@ python train_tiny.py --config my_config.py      use an edited copy of this file
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # python -P, or PYTHONSAFEPATH=1, leaves this folder out
     sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from storyladder.command_line import print_settings
+
+    print_settings(__file__, __doc__)  # which reads this file as all commands do
 
 from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths, StageConfig
 
@@ -23,8 +27,8 @@ MODEL = ModelConfig(n_layer=8, n_head=8, n_embd=336, context_length=256, dropout
 
 TINY = StageConfig(
     name="tiny",
-    train_file="train.bin",
-    val_file="val.bin",
+    corpus="tiny",
+    script="train_tiny.py",
     result_file="tinystories_28M_final.pt",
     init_from=None,
     max_steps=200_000,  # 1.64 billion tokens: three times through TinyStories
@@ -39,8 +43,8 @@ TINY = StageConfig(
 CHILDREN = replace(
     TINY,
     name="children",
-    train_file="train_ch.bin",
-    val_file="val_ch.bin",
+    corpus="children",
+    script="train_children.py",
     result_file="children_stories_fin.pt",
     init_from="tiny",
     max_steps=90_000,  # once through the collection, unless the validation loss stops falling
@@ -53,8 +57,8 @@ CHILDREN = replace(
 SIMPLE = replace(
     CHILDREN,
     name="simple",
-    train_file="train_simp.bin",
-    val_file="val_simp.bin",
+    corpus="simple",
+    script="train_simp.py",
     result_file="simple_stories_ckpt.pt",
     init_from="children",
     max_steps=60_000,
@@ -75,74 +79,49 @@ SHORT = replace(LADDER, name="short", stages=(SHORT_TINY, SHORT_CHILDREN, SHORT_
 
 # --- demo: the same road in about three minutes on two laptop cores, on the bundled sample stories -------------------
 
-DEMO_TINY = replace(
-    TINY, max_steps=1_200, batch_size=4, max_lr=4e-3, min_lr=2e-4, warmup_steps=50, eval_interval=300, val_windows=64
-)
-DEMO_CHILDREN = replace(
-    DEMO_TINY,
-    name="children",
-    train_file=CHILDREN.train_file,
-    val_file=CHILDREN.val_file,
-    result_file=CHILDREN.result_file,
-    init_from="tiny",
-    max_lr=3e-3,
-    patience=5,
-)
-DEMO_SIMPLE = replace(
-    DEMO_CHILDREN,
-    name="simple",
-    train_file=SIMPLE.train_file,
-    val_file=SIMPLE.val_file,
-    result_file=SIMPLE.result_file,
-    init_from="children",
+DEMO_STAGE: dict[str, Any] = dict(
+    max_steps=1_200, batch_size=4, min_lr=2e-4, warmup_steps=50, eval_interval=300, val_windows=64
 )
 DEMO = replace(
     LADDER,
     name="demo",
     model=ModelConfig(n_layer=2, n_head=4, n_embd=128, context_length=256, dropout=0.0),
-    stages=(DEMO_TINY, DEMO_CHILDREN, DEMO_SIMPLE),
+    stages=(
+        replace(TINY, max_lr=4e-3, **DEMO_STAGE),
+        replace(CHILDREN, max_lr=3e-3, **DEMO_STAGE),
+        replace(SIMPLE, max_lr=3e-3, **DEMO_STAGE),
+    ),
     corpus=CorpusConfig(sample_stories=20_000),
 )
 
 # --- swift: the same network and files by the quickest recipe known; 1,500 steps are about an hour of a laptop --------
 
+SWIFT_STAGE: dict[str, Any] = dict(optimizer="muon", schedule="linear", min_lr=0.0, lr_horizon=1_500, val_windows=256)
 SWIFT_TINY = replace(
     TINY,
+    **SWIFT_STAGE,
     max_steps=1_500,
-    optimizer="muon",
-    schedule="linear",
     max_lr=0.02,
-    min_lr=0.0,
     wte_lr=2e-3,
     wpe_lr=2e-3,
     vector_lr=2e-3,
-    lr_horizon=1_500,
     warmup_steps=20,
     eval_interval=250,
-    val_windows=256,
 )
 SWIFT_CHILDREN = replace(
-    SWIFT_TINY,
-    name="children",
-    train_file=CHILDREN.train_file,
-    val_file=CHILDREN.val_file,
-    result_file=CHILDREN.result_file,
-    init_from="tiny",
+    CHILDREN,
+    **SWIFT_STAGE,
     max_steps=300,
     max_lr=0.01,
     wte_lr=1e-3,
     wpe_lr=1e-3,
     vector_lr=1e-3,
+    warmup_steps=20,
     eval_interval=50,
-    patience=5,
 )
 SWIFT_SIMPLE = replace(
-    SWIFT_CHILDREN,
-    name="simple",
-    train_file=SIMPLE.train_file,
-    val_file=SIMPLE.val_file,
-    result_file=SIMPLE.result_file,
-    init_from="children",
+    SIMPLE,
+    **SWIFT_STAGE,
     max_steps=60,
     max_lr=0.005,
     wte_lr=5e-4,
@@ -159,8 +138,3 @@ SWIFT = replace(
 )
 
 PRESETS = (LADDER, SHORT, DEMO, SWIFT)
-
-if __name__ == "__main__":
-    from storyladder.command_line import print_settings
-
-    print_settings(PRESETS, __doc__)

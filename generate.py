@@ -1,10 +1,10 @@
-"""Tell a story with what the ladder has learned.
+"""Tell a story with a trained model.
 
     python generate.py --prompt "Once upon a time"
     python generate.py --prompt "The dragon" --num-samples 3 --temperature 0.7 --seed 1
     python generate.py --checkpoint checkpoints/tinystories_28M_final.pt
 
-Uses the newest result of the highest stage there is, and says which.
+Uses the newest result of the highest stage that has one, and prints which.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ if __name__ == "__main__":  # python -P, or PYTHONSAFEPATH=1, leaves this folder
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from storyladder.command_line import Parser, as_typed_for, load_ladder
-from storyladder.runtime.errors import UserError, say, user_errors
+from storyladder.runtime.errors import UserError, report, user_errors
 from storyladder.settings import GenerateConfig, check_part
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The flags of this command."""
+    """Parse the flags of this command."""
     parser = Parser(__doc__, "generate.py")
     parser.add_argument("--prompt", default="Once upon a time", metavar="TEXT", help="how the story begins")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="tell with this file")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest word")
-    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens")
-    parser.add_argument("--num-samples", type=int, metavar="N", help="how many stories")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="longest story")
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="use this checkpoint")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 always picks the most likely token")
+    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
+    parser.add_argument("--num-samples", type=int, metavar="N", help="number of stories")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum length of a story, in tokens")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed tells the same story")
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
     return parser.parse(argv)
 
 
 def settings_of(flags: argparse.Namespace, defaults: GenerateConfig) -> GenerateConfig:
-    """config.py's settings with what the flags change, checked."""
+    """The settings of config.py, overridden by the flags and checked."""
     names = [field.name for field in dataclasses.fields(GenerateConfig)]
     given = {name: getattr(flags, name) for name in names if getattr(flags, name) is not None}
     return check_part("flag", dataclasses.replace(defaults, **given))
@@ -53,10 +53,10 @@ def main(argv: list[str] | None = None) -> None:
         seed = flags.seed if flags.seed is not None else secrets.randbelow(2**31)
         if not 0 <= seed < 2**63 - settings.num_samples:
             raise UserError(f"--seed is {seed}; expected 0 to 2**63")
-        import torch  # which takes seconds; --help must not wait for it
+        import torch  # takes seconds, which --help should not wait for
 
         from model import GPT
-        from storyladder.corpus.tokenizer import gpt2_tokenizer
+        from storyladder.corpus.tokenizer import tokenizer_named
         from storyladder.runtime.machine import most_threads, pick_device
         from storyladder.runtime.signals import stop_on_signals
         from storyladder.telling.prompt import checked_prompt, notes_on
@@ -64,13 +64,14 @@ def main(argv: list[str] | None = None) -> None:
         from storyladder.telling.teller import load_teller
 
         prompt = checked_prompt(flags.prompt)
+        tokenizer = tokenizer_named(ladder.tokenizer)
         device = pick_device(flags.device)
         torch.set_num_threads(most_threads())
         with as_typed_for(ladder):
             teller = load_teller(ladder, flags.checkpoint, GPT, device)
-        say(f"{teller.words}, seed {seed}")
-        for note in [*teller.notes, *notes_on(prompt, gpt2_tokenizer(), teller.seen_V)]:
-            say(note)
+        report(f"{teller.description}, seed {seed}")
+        for note in [*teller.notes, *notes_on(prompt, tokenizer, teller.seen_V)]:
+            report(note)
         with stop_on_signals() as stop:
             for number in range(settings.num_samples):
                 if number:
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
                 print(prompt, end="", flush=True)
                 for piece in tell(
                     teller.model,
-                    gpt2_tokenizer(),
+                    tokenizer,
                     prompt,
                     settings=settings,
                     seed=seed + number,

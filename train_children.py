@@ -26,7 +26,7 @@ from storyladder.runtime.errors import user_errors
 def main(argv: list[str] | None = None) -> None:
     """Train this stage."""
     with user_errors():
-        run = stage_run("children", __doc__, argv)
+        run = stage_run("children", __doc__, argv, __file__)
         from model import GPT  # importing torch takes seconds; --help must not wait for it
         from storyladder.stage.loop import train_stage
 

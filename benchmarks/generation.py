@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.results import hardware_line, write_section
 from benchmarks.turns import Measured, race
 from storyladder.command_line import Parser, load_ladder, positive_number
-from storyladder.runtime.errors import say, user_errors
+from storyladder.runtime.errors import report, user_errors
 from storyladder.settings import Ladder
 
 _PROMPT = "Once upon a time, there was a"
@@ -35,16 +35,16 @@ def measure(
 ) -> dict[str, Any]:
     """Measure all three in turns: `lines` for people, `json` for programs."""
     from benchmarks.tellers import SAME_TOKENS, Telling, entries_of
-    from storyladder.runtime.machine import device_words, pick_device
+    from storyladder.runtime.machine import device_text, pick_device
 
     settings = dataclasses.replace(ladder.generate, max_new_tokens=tokens)
     telling = Telling(ladder=ladder, checkpoint=checkpoint, device=device, prompt=_PROMPT, settings=settings)
-    found = race(entries_of(telling), warmups=_WARMUPS, turns=stories, seconds=seconds, log=say)
+    found = race(entries_of(telling), warmups=_WARMUPS, turns=stories, seconds=seconds, report=report)
     greedy = {tuple(measured.facts["greedy"]) for measured in found.values() if measured.failure is None}
     same = f"The first {SAME_TOKENS} tokens of greedy decoding are {'the same' if len(greedy) == 1 else 'DIFFERENT'}."
     return {
         "lines": [*table(found), "", same],
-        "json": {**json_line(found), "same_tokens": len(greedy) == 1, "device": device_words(pick_device(device))},
+        "json": {**json_line(found), "same_tokens": len(greedy) == 1, "device": device_text(pick_device(device))},
     }
 
 

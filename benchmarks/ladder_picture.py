@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from storyladder.command_line import Parser, load_ladder
-from storyladder.runtime.errors import DataError, UserError, say, user_errors
+from storyladder.runtime.errors import DataError, UserError, report, user_errors
 from storyladder.settings import PROJECT, Ladder
 
 _STAGES = ("#e8833a", "#2f9e6e", "#4b83e0")  # readable on both backgrounds; more stages reuse them
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags.out.mkdir(parents=True, exist_ok=True)
         for theme in _INK:
             draw(curves, flags.out / f"ladder-{theme}.png", theme)
-            say(f"wrote {flags.out / f'ladder-{theme}.png'}")
+            report(f"wrote {flags.out / f'ladder-{theme}.png'}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.racers import Contender, Workload, entry_of, put_start_weights
 from benchmarks.turns import Measured, race
-from storyladder.runtime.errors import say
+from storyladder.runtime.errors import report
 from storyladder.runtime.machine import pick_device, pick_precision
 from storyladder.settings import Ladder, check
 
@@ -63,7 +63,7 @@ def _race(ladder: Ladder, precision: str, steps: int, device: str) -> dict[str, 
             Contender(name=_plain(precision), kind="plain", precision=precision),
         )
         entries = [entry_of(each, shared) for each in contenders]
-        return race(entries, warmups=0, turns=-(-steps // _STEPS_PER_TURN), seconds=_NO_LIMIT, log=say)
+        return race(entries, warmups=0, turns=-(-steps // _STEPS_PER_TURN), seconds=_NO_LIMIT, report=report)
 
 
 def _ours(precision: str) -> str:

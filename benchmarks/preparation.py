@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import tiktoken
 
-    from storyladder.corpus.prepare import StageText
+    from storyladder.corpus.prepare import CorpusText
 
 
 _SAMPLE_STORIES = 3000  # per stage; 7 MB in total
@@ -54,7 +54,7 @@ class Job:
     times: int
     folder: Path
 
-    def text(self) -> StageText:
+    def text(self) -> CorpusText:
         """All stories, repeated `times` times."""
         from storyladder.corpus.prepare import text_of_files
 
@@ -117,7 +117,7 @@ def prepare_in_processes(job: Job) -> tuple[int, int]:
         return _write(job, pool.imap(_encoded, _chunks(job.text())))
 
 
-def _chunks(text: StageText) -> Iterator[list[str]]:
+def _chunks(text: CorpusText) -> Iterator[list[str]]:
     for read in filter(None, (text.train, text.val)):
         stories = iter(read())
         while chunk := list(itertools.islice(stories, _CHUNK)):

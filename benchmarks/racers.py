@@ -14,6 +14,7 @@ from benchmarks.peers import PlainLoop
 from benchmarks.turns import Entry, Racer, Reading
 from model import GPT
 from storyladder.command_line import StageRun
+from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import TrainBatches, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.layers import attention
@@ -153,7 +154,7 @@ class Ours(_Trainer):
         }
         if contender.mode is not None:
             log: list[str] = []
-            self._learner.say = log.append
+            self._learner.report = log.append
             if self._learner.prepare_ahead(self._batches, self._batches.starts(0), [contender.mode]) != contender.mode:
                 raise RuntimeError(next(line for line in log if line.startswith("continuing without")))
         self._one_by_one, self._kernels_off = contender.one_by_one, contender.kernels_off
@@ -187,7 +188,7 @@ class Plain(_Trainer):
         super().__init__(workload)
         ladder, stage = workload.ladder, workload.ladder.stages[0]
         text = open_token_file(
-            ladder.folder("data") / stage.train_file,
+            token_files(ladder, stage)[0],
             tokenizer=gpt2_tokenizer().fingerprint,
             vocab_size=ladder.model.vocab_size,
         )

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.results import hardware_line, write_section
 from storyladder.command_line import Parser, StageRun, load_ladder
-from storyladder.runtime.errors import UserError, say, user_errors
+from storyladder.runtime.errors import UserError, report, user_errors
 from storyladder.settings import DEFAULT_PRESET, PROJECT, Ladder, Paths, check
 
 QUANTITIES = ("step", "tokens", "minutes")
@@ -139,13 +139,14 @@ def seconds_of_plain_loop(arm: Ladder, device: str, steps: int) -> float:
     import torch
 
     from benchmarks.peers import PlainLoop
+    from storyladder.corpus.corpora import token_files
     from storyladder.corpus.token_file import TrainBatches, open_token_file
     from storyladder.corpus.tokenizer import gpt2_tokenizer
     from storyladder.runtime.machine import pick_device, pick_precision
 
     chosen, stage = pick_device(device), arm.stages[0]
     text = open_token_file(
-        arm.folder("data") / stage.train_file,
+        token_files(arm, stage)[0],
         tokenizer=gpt2_tokenizer().fingerprint,
         vocab_size=arm.model.vocab_size,
         at_least=arm.model.context_length + 1,
@@ -240,7 +241,7 @@ def compare(flags: argparse.Namespace) -> tuple[dict[str, Curve], list[str]]:
     }
     curves = {}
     for name, arm in arms.items():
-        say(f"recipe {name}, {flags.steps:,} steps")
+        report(f"recipe {name}, {flags.steps:,} steps")
         curves[name] = curve_of(arm, flags.device)
     lines = [*table(curves), "", *losses_table(curves)]
     if flags.plain_steps:
@@ -248,7 +249,7 @@ def compare(flags: argparse.Namespace) -> tuple[dict[str, Curve], list[str]]:
         lines += ["", *plain_lines(curves, seconds_of_plain_loop(first, flags.device, flags.plain_steps))]
     if not flags.no_picture:
         draw(curves, folder / "curves.png")
-        say(f"curves: {folder / 'curves.png'}")
+        report(f"curves: {folder / 'curves.png'}")
     return curves, lines
 
 
@@ -270,10 +271,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _device_line(device: str) -> str:
-    from storyladder.runtime.machine import device_words, pick_device, pick_precision
+    from storyladder.runtime.machine import device_text, pick_device, pick_precision
 
     chosen = pick_device(device)
-    return f"{device_words(chosen)}, {pick_precision(chosen).name}"
+    return f"{device_text(chosen)}, {pick_precision(chosen).name}"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from benchmarks.results import hardware_line, write_section
 from benchmarks.turns import Entry, Racer, Seat
 from storyladder.command_line import Parser, load_ladder
 from storyladder.runtime.cores import usable_cores, waiting_policy
-from storyladder.runtime.errors import UserError, say, user_errors
+from storyladder.runtime.errors import UserError, report, user_errors
 from storyladder.settings import Ladder
 
 PRESETS = ("demo", "default")
@@ -156,7 +156,7 @@ def measure(
                     for key in order:
                         taken = _turn(seats[key], number + 1)
                         seconds.setdefault((*key, where), []).append(taken)
-                        say(f"{number + 1} of {n}: {key[0]}, {key[1]}, {where}: {taken:.3g} s/step")
+                        report(f"{number + 1} of {n}: {key[0]}, {key[1]}, {where}: {taken:.3g} s/step")
     return seconds, threads
 
 

@@ -85,7 +85,9 @@ class Cached(_Teller):
     def tokens(self, settings: GenerateConfig, *, seed: int) -> Iterator[int]:
         """Generate with Storyladder's KV cache."""
         generator = torch.Generator().manual_seed(seed)
-        return story_tokens(self.model, self.prompt, settings=settings, generator=generator, device=self.device)
+        return story_tokens(
+            self.model, gpt2_tokenizer(), self.prompt, settings=settings, generator=generator, device=self.device
+        )
 
 
 class NoCache(_Teller):

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.results import hardware_line, write_section
 from benchmarks.turns import Measured, race
 from storyladder.command_line import Parser, load_ladder, positive_number
-from storyladder.runtime.errors import UserError, say, user_errors
+from storyladder.runtime.errors import UserError, report, user_errors
 from storyladder.settings import PROJECT, Ladder, ModelConfig
 
 GB = 1e9
@@ -118,8 +118,8 @@ def run_races(
         matmuls = [Contender(name=_matmuls(each), kind="matmuls", precision=each) for each in precisions]
         entries += [entry_of(each, workload) for each in matmuls]
         share = max(0.0, deadline - time.monotonic()) / (len(groups) - number)
-        say(f"race {number + 1} of {len(groups)}, {share / 60:.1f} minutes: {', '.join(names)}")
-        found.append(race(entries, warmups=_WARMUPS, turns=steps, seconds=share, log=say))
+        report(f"race {number + 1} of {len(groups)}, {share / 60:.1f} minutes: {', '.join(names)}")
+        found.append(race(entries, warmups=_WARMUPS, turns=steps, seconds=share, report=report))
     return found, left_out
 
 
@@ -324,7 +324,7 @@ def measure_kernels(
 ) -> dict[str, Any]:
     """Measure what each C kernel gains: `lines` for people, `json` for programs. UserError if there are no kernels."""
     from storyladder.layers.kernels import why_no_kernels
-    from storyladder.runtime.machine import device_words, pick_device
+    from storyladder.runtime.machine import device_text, pick_device
 
     chosen = pick_device(device)
     if chosen.type != "cpu":
@@ -334,7 +334,7 @@ def measure_kernels(
     contenders = kernel_contenders("bf16" if bf16 else _matmul_precision(device), compiled=compiled)
     races, left_out = run_races(ladder, contenders, device=device, steps=steps, seconds=seconds)
     results = results_of(ladder, contenders, races, left_out)
-    line = json_line(results, device=device_words(chosen))
+    line = json_line(results, device=device_text(chosen))
     kept = ("seconds_per_step", "n", "notes", "device", "versions")
     times = {each.name: _rounded(_times_as_long(each)) for each in results}
     return {"lines": kernel_table(results), "json": {"times_as_long": times, **{name: line[name] for name in kept}}}
@@ -364,12 +364,12 @@ def kernel_table(results: list[Result]) -> list[str]:
 
 def measure(ladder: Ladder, *, device: str, steps: int, seconds: float, compiled: bool = False) -> dict[str, Any]:
     """Run all races on a ladder whose text is in place: `lines` for people, `json` for programs."""
-    from storyladder.runtime.machine import device_words, pick_device
+    from storyladder.runtime.machine import device_text, pick_device
 
     contenders = contenders_for(device, compiled=compiled)
     races, left_out = run_races(ladder, contenders, device=device, steps=steps, seconds=seconds)
     results = results_of(ladder, contenders, races, left_out)
-    line = json_line(results, device=device_words(pick_device(device)))
+    line = json_line(results, device=device_text(pick_device(device)))
     return {"lines": [*table(results), "", *peak_lines(races)], "json": line}
 
 
@@ -410,7 +410,7 @@ def main(argv: list[str] | None = None) -> None:
 
         ladder = moved_to(preset, Path(folder))
         text = put_text(ladder, flags.data)
-        say(f"text: {text}")
+        report(f"text: {text}")
         if flags.curve is not None:
             title = "Training: loss against the plain loop"
             precisions = ("fp32", "bf16") if flags.bf16 else None

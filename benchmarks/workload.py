@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from model import GPT
+from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import TokenFile, TokenWriter, open_token_file
 from storyladder.corpus.tokenizer import EOT, gpt2_tokenizer
 from storyladder.results import plain_settings
@@ -37,9 +38,8 @@ def put_text(ladder: Ladder, data: Path | None) -> str:
     synthetic ids with as many types as TinyStories: the size of a compact vocabulary depends only on the number of
     types.
     """
-    folder, stage = ladder.folder("data"), ladder.stages[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    train = folder / stage.train_file
+    train, _ = token_files(ladder, ladder.stages[0])
+    train.parent.mkdir(parents=True, exist_ok=True)
     real = data if data is not None else PROJECT / "data" / "train.bin"
     description = ""
     if data is not None or _is_real_text(real):
@@ -55,17 +55,17 @@ def put_text(ladder: Ladder, data: Path | None) -> str:
 
 def put_synthetic_text(ladder: Ladder, types: int) -> str:
     """Put synthetic token files with `types` distinct ids into a ladder's data folder; returns a description."""
-    folder = ladder.folder("data")
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / ladder.stages[0].train_file, zipf_ids(_SYNTHETIC_TOKENS, types), "synthetic ids")
+    train, _ = token_files(ladder, ladder.stages[0])
+    train.parent.mkdir(parents=True, exist_ok=True)
+    _write(train, zipf_ids(_SYNTHETIC_TOKENS, types), "synthetic ids")
     return "synthetic ids, Zipf-like: " + _put_val_file(ladder)
 
 
 def _put_val_file(ladder: Ladder) -> str:
     """Use the head of the training text as validation text; returns token and type counts of the training text."""
-    folder, stage = ladder.folder("data"), ladder.stages[0]
-    opened = _open(folder / stage.train_file, ladder)
-    _write(folder / stage.val_file, np.array(opened.ids[:_VAL_TOKENS]), "head of the training text")
+    train, val = token_files(ladder, ladder.stages[0])
+    opened = _open(train, ladder)
+    _write(val, np.array(opened.ids[:_VAL_TOKENS]), "head of the training text")
     types = int(opened.seen(ladder.model.vocab_size).sum())
     return f"{opened.sidecar.tokens:,} tokens of {types:,} types"
 

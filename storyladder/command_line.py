@@ -1,6 +1,6 @@
-"""The flags that all commands share, and loading config.py. Imports no torch, so that --help answers at once.
+"""The flags that all commands share, and loading config.py. Does not import torch, so that --help is instant.
 
-Flags say how to run here and now; what a model is stands in config.py only.
+Flags are about this run on this machine; everything about the model is in config.py only.
 """
 
 from __future__ import annotations
@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from storyladder.runtime.cores import wait_passively
-from storyladder.runtime.errors import SettingsError, UserError, speaks, user_errors
+from storyladder.runtime.errors import SettingsError, UserError, prints_for_all, user_errors
 from storyladder.settings import (
     DEFAULT_PRESET,
     PROJECT,
-    STAGE_SCRIPTS,
     Ladder,
     StageConfig,
     check,
-    misspelt_fields,
     nearest,
     quoted,
     typed_path,
@@ -36,9 +34,9 @@ MOST_THREADS = 1024
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with errors of one line, and an answer to every flag that does not exist.
+    """argparse with one-line errors, and a hint for every unknown flag.
 
-    `script` is its name in the project's folder; a notebook's sys.argv knows nothing of it.
+    `script` is the script's file name in the project folder, which sys.argv does not contain in a notebook.
     """
 
     def __init__(self, description: str | None, script: str | None = None) -> None:
@@ -53,17 +51,17 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", type=Path, metavar="FILE", help="an edited copy of config.py")
 
     def error(self, message: str) -> NoReturn:
-        """What argparse says, as the user's mistake."""
+        """Raise argparse's error as a UserError."""
         raise UserError(f"{message}; see python {self._typed} --help")
 
     def print_help(self, file: Any = None) -> None:
-        """Once, however many processes torchrun has started."""
-        if speaks():
+        """Print the help once, however many processes torchrun has started."""
+        if prints_for_all():
             super().print_help(file)
 
     def parse(self, argv: Sequence[str] | None) -> argparse.Namespace:
-        """The flags; a UserError answers to all that do not exist."""
-        wait_passively()  # here, since every command parses its flags before it imports torch
+        """The flags; a UserError with a hint for each unknown one."""
+        wait_passively()  # here because every command parses its flags before it imports torch
         known, extra = self.parse_known_args(argv)
         if extra:
             flags = [flag for action in self._actions for flag in action.option_strings]
@@ -72,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive_number(text: str) -> float:
-    """A flag's value that must be a finite number above zero."""
+    """Parse a flag's value that must be a finite number above zero."""
     try:
         value = float(text)
     except ValueError:
@@ -83,7 +81,7 @@ def positive_number(text: str) -> float:
 
 
 def positive_count(text: str) -> int:
-    """A flag's value that must be a whole number above zero, and below what nobody means."""
+    """Parse a flag's value that must be an integer from 1 to MOST_THREADS."""
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_THREADS):
         raise argparse.ArgumentTypeError(f"is {text!r}; expected a whole number from 1 to {MOST_THREADS:,}")
     return int(text)
@@ -91,7 +89,7 @@ def positive_count(text: str) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageRun:
-    """One call of a stage script: what to train, and how to run it here and now."""
+    """One run of a stage script: what to train, and how to run it on this machine."""
 
     ladder: Ladder
     stage: StageConfig
@@ -104,26 +102,31 @@ class StageRun:
     accept_changes: bool = False
 
     def again(self, *flags: str) -> str:
-        """What to type to go on with this very run, or with `flags` behind it: on the device that was asked for."""
+        """The command that continues this run on the same --device, with `flags` appended."""
         device = () if self.device == "auto" else ("--device", self.device)
-        return self.ladder.command(STAGE_SCRIPTS[self.stage.name], *device, *flags)
+        return self.ladder.command(self.stage.script, *device, *flags)
 
 
-def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | None) -> StageRun:
-    """The flags of a stage script, with the preset's settings checked."""
-    parser = Parser(description, STAGE_SCRIPTS[stage_name])
+def stage_run(
+    stage_name: str, description: str | None, argv: Sequence[str] | None, script: str | None = None
+) -> StageRun:
+    """The flags of a stage script, which is the file `script`, and the settings that it trains with, checked."""
+    parser = Parser(description, script and Path(script).name)
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
     parser.add_argument(
-        "--precision", default="auto", choices=PRECISIONS, help="of the large matmuls; auto takes what is fastest here"
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="of the large matmuls; auto picks the fastest one here",
     )
     parser.add_argument(
-        "--threads", type=positive_count, metavar="N", help="on a CPU; otherwise as many as the model gains from"
+        "--threads", type=positive_count, metavar="N", help="threads on a CPU; by default as many as speed up the model"
     )
-    parser.add_argument("--fresh", action="store_true", help="start this stage over; the old result is kept aside")
+    parser.add_argument("--fresh", action="store_true", help="start this stage over; its old files are renamed")
     parser.add_argument("--minutes", type=positive_number, metavar="N", help="fit the stage's schedule to N minutes")
-    parser.add_argument("--plan", action="store_true", help="say what would happen and how long; start nothing")
+    parser.add_argument("--plan", action="store_true", help="print what would run and for how long; train nothing")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="continue although settings or data changed since the last save"
+        "--accept-changes", action="store_true", help="continue even if settings or data changed since the last save"
     )
     flags = parser.parse(argv)
     ladder = load_ladder(flags.config, flags.preset)
@@ -141,20 +144,17 @@ def stage_run(stage_name: str, description: str | None, argv: Sequence[str] | No
 
 
 def load_ladder(config: Path | None, preset: str) -> Ladder:
-    """The checked settings of one preset of config.py, or of an edited copy of it."""
+    """Load and check the settings of one preset in config.py, or in an edited copy of it."""
     path = config if config is not None else PROJECT / "config.py"
     values = _run(path)
     chosen = _chosen(values.get("PRESETS"), preset, path.name)
     ladder = check(chosen, str(config or "config.py"))
-    # A preset made with `replace` from an object with a misspelt field does not know of it any more.
-    if misspelt := misspelt_fields(values.values()):
-        raise SettingsError(f"{path.name}: {'; '.join(misspelt)}")
     return dataclasses.replace(ladder, config_flag=None if config is None else str(config))
 
 
 @contextlib.contextmanager
 def as_typed_for(ladder: Ladder) -> Iterator[None]:
-    """Errors of rooms that know no ladder name commands and settings as this user types them (Ladder.as_typed)."""
+    """Rewrite commands and settings in error messages to what this user types (Ladder.as_typed)."""
     try:
         yield
     except UserError as error:
@@ -163,7 +163,7 @@ def as_typed_for(ladder: Ladder) -> Iterator[None]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    """What a config file defines. It is the user's own Python, so whatever goes wrong in it is told in one line."""
+    """Run a config file; returns what it defines. It is the user's Python, so any error in it becomes one line."""
     if not path.is_file():
         raise SettingsError(f"there is no settings file {path}; copy config.py there and edit it")
     try:
@@ -193,24 +193,22 @@ def _chosen(presets: Any, name: str, file_name: str) -> Ladder:
     return ladder
 
 
-def print_settings(presets: Sequence[Ladder], description: str | None, argv: Sequence[str] | None = None) -> None:
-    """`python config.py`: the resolved settings of every stage of one preset."""
+def print_settings(file: str, description: str | None, argv: Sequence[str] | None = None) -> None:
+    """`python config.py`, or a copy of it: print the resolved settings of every stage of one preset."""
+    own = Path(file).resolve()
     with user_errors():
-        flags = Parser(description, "config.py").parse(argv)
-        if flags.config is None:
-            ladder = check(_chosen(presets, flags.preset, "config.py"))
-        else:
-            ladder = load_ladder(flags.config, flags.preset)
-        print("\n".join(settings_lines(ladder)))
+        flags = Parser(description, own.name).parse(argv)
+        config = flags.config or (None if own == PROJECT / "config.py" else own)
+        print("\n".join(settings_lines(load_ladder(config, flags.preset))))
 
 
 def settings_lines(ladder: Ladder) -> list[str]:
-    """The settings of a ladder as a table: one column a stage, then what the stages share."""
+    """The settings of a ladder as a table: one column per stage, then the shared settings."""
     model = ladder.model
     lines = [
         f"preset {ladder.name}: {model.n_params:,} parameters "
         f"({model.n_layer} layers, {model.n_head} heads, width {model.n_embd}, context {model.context_length}, "
-        f"{model.vocab_size:,} tokens, dropout {model.dropout:g})",
+        f"{model.vocab_size:,} tokens of {ladder.tokenizer}, dropout {model.dropout:g})",
         "",
     ]
     rows = [("tokens per step", [f"{ladder.tokens_per_step(stage):,}" for stage in ladder.stages])]

@@ -29,9 +29,8 @@ else:
 
 
 PROJECT = Path(__file__).resolve().parents[1]
-STAGE_NAMES = ("tiny", "children", "simple")
 STORY_SEPARATORS = ("auto", "endoftext", "blank-line", "line", "file")
-STAGE_SCRIPTS = dict(zip(STAGE_NAMES, ("train_tiny.py", "train_children.py", "train_simp.py"), strict=True))
+TOKENIZERS = ("gpt2",)
 DEFAULT_PRESET = "default"
 _RAW = "raw"
 
@@ -40,34 +39,30 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """A frozen, keyword-only dataclass that remembers misspelt fields, for `problems` to report them all at once."""
+    """A frozen, keyword-only dataclass; SettingsError for fields that it lacks or that are not given, all in one."""
     cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
     plain_init = cls.__init__
-    known = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    required = {
-        field.name
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
+    default_of = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    required = {name for name, default in default_of.items() if default is dataclasses.MISSING}
 
     @functools.wraps(plain_init)
     def init(self: Any, **values: Any) -> None:
-        misspelt = [f"{cls.__name__} has no field {name!r}{nearest(name, known)}" for name in values.keys() - known]
-        missing = sorted(required - values.keys())
-        if missing:
-            raise SettingsError(
-                "; ".join([*sorted(misspelt), f"{cls.__name__} needs a value for {', '.join(missing)}"])
-            )
-        plain_init(self, **{name: value for name, value in values.items() if name in known})
-        object.__setattr__(self, "_misspelt", tuple(sorted(misspelt)))
+        problems = [
+            f"{cls.__name__} has no field {name!r}{_MOVED.get(name) or nearest(name, default_of)}"
+            for name in sorted(values.keys() - default_of)
+        ]
+        if missing := sorted(required - values.keys()):
+            problems.append(f"{cls.__name__} needs a value for {', '.join(missing)}")
+        if problems:
+            raise SettingsError("; ".join(problems))
+        plain_init(self, **values)
 
     cls.__init__ = init  # type: ignore[method-assign]
     return cls
 
 
-def misspelt_fields(values: Iterable[object]) -> list[str]:
-    """The misspelt fields of all settings objects among some values."""
-    return sorted({line for value in values for line in getattr(value, "_misspelt", ())})
+# What stood in older copies of config.py.
+_MOVED = dict.fromkeys(("train_file", "val_file"), "; the stage's corpus names the token files: set corpus")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -89,11 +84,6 @@ class ModelConfig:
     dropout: float = 0.1  # on embeddings and both residual branches, in training only
 
     @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.n_embd // self.n_head
-
-    @property
     def n_params(self) -> int:
         """Trainable numbers; the head is tied to the embedding and counted once."""
         block = 12 * self.n_embd**2 + 13 * self.n_embd
@@ -104,9 +94,9 @@ class ModelConfig:
 class StageConfig:
     """One rung of the ladder: which text, from which weights, how long, how fast."""
 
-    name: str  # tiny, children or simple
-    train_file: str  # token file in the data folder
-    val_file: str  # token file in the data folder
+    name: str
+    corpus: str  # its text: tiny, children, simple, or one of your own, which lies in data/raw/NAME
+    script: str  # what trains it, in the project's folder
     result_file: str  # what this stage leaves in the checkpoints folder
     init_from: str | None = None  # the stage whose result this one starts from; None: random weights
     max_steps: int = 200_000  # optimizer steps; a maximum where `patience` is set
@@ -184,10 +174,11 @@ class Paths:
 
 @settings
 class Ladder:
-    """Everything one preset decides."""
+    """All settings of one chain of stages; --preset chooses one by its name."""
 
     name: str = DEFAULT_PRESET
     model: ModelConfig = ModelConfig()
+    tokenizer: str = "gpt2"
     stages: tuple[StageConfig, ...] = ()
     corpus: CorpusConfig = CorpusConfig()
     generate: GenerateConfig = GenerateConfig()
@@ -195,8 +186,13 @@ class Ladder:
     config_flag: str | None = None  # --config as it was typed; load_ladder fills it in
 
     def stage(self, name: str) -> StageConfig:
-        """The stage of that name."""
-        return next(stage for stage in self.stages if stage.name == name)
+        """The stage of that name; SettingsError if the ladder does not have it."""
+        stages = {stage.name: stage for stage in self.stages}
+        if name not in stages:
+            raise SettingsError(
+                f"preset {self.name!r} of {self.config_file} has no stage {name!r}{nearest(name, stages)}"
+            )
+        return stages[name]
 
     def tokens_per_step(self, stage: StageConfig) -> int:
         """Tokens that one optimizer step learns from."""
@@ -276,9 +272,7 @@ def check(ladder: Ladder, config_file: str = "config.py") -> Ladder:
 
 def check_part(where: str, part: T) -> T:
     """One settings object itself, or a SettingsError that lists what is wrong with it."""
-    found = list(_field_problems(part))
-    if isinstance(part, ModelConfig) and not found:
-        found = list(_model_problems(part))
+    found = list(_field_problems(part)) or list(_own_problems(part))
     if found:
         raise SettingsError(f"{where}: {'; '.join(found)}")
     return part
@@ -286,89 +280,75 @@ def check_part(where: str, part: T) -> T:
 
 def problems(ladder: Ladder) -> Iterator[str]:
     """Everything in the ladder that cannot be meant, a sentence each."""
+    stages = ladder.stages if isinstance(ladder.stages, tuple) else ()
     parts: list[tuple[str, object]] = [("", ladder), ("model: ", ladder.model), ("corpus: ", ladder.corpus)]
     parts += [("corpus.cleaning: ", getattr(ladder.corpus, "cleaning", None)), ("generate: ", ladder.generate)]
     parts += [("paths: ", ladder.paths)]
-    stages = ladder.stages if isinstance(ladder.stages, tuple) else ()
     parts += [(f"stage {getattr(stage, 'name', stage)!r}: ", stage) for stage in stages]
     foreign = [stage for stage in stages if not isinstance(stage, StageConfig)]
     yield from (f"stages holds {stage!r}; expected StageConfig(...)" for stage in foreign)
-    wrong = []  # parts whose fields cannot be compared with each other
+    comparable = not foreign  # the stages with each other
     for where, part in parts:
-        if lines := list(_field_problems(part)):
-            wrong.append(part)
-            yield from (where + line for line in lines)
-    if isinstance(ladder.model, ModelConfig) and not _is_among(ladder.model, wrong):
-        yield from _model_problems(ladder.model)
-    for stage in stages:
-        if not _is_among(stage, [*wrong, *foreign]):
-            yield from (f"stage {stage.name!r}: {line}" for line in _stage_problems(stage))
-    if not foreign and not any(_is_among(part, wrong) for part in (ladder, *stages)):
+        wrong = list(_field_problems(part))
+        comparable = comparable and not (wrong and isinstance(part, (Ladder, StageConfig)))
+        yield from (where + line for line in wrong or _own_problems(part))
+    if comparable:
         yield from _family_problems(ladder)
-        yield from _name_problems(ladder)
-
-
-def _is_among(part: object, parts: list[object]) -> bool:
-    return any(part is each for each in parts)
 
 
 # Limits by field name: one name means one thing in every class. (lowest, highest), both allowed.
 _LIMITS: dict[str, tuple[float, float]] = {
-    "n_layer": (1, 1_000),
-    "n_head": (1, 1_000),
-    "n_embd": (1, 100_000),
-    "context_length": (2, 1_000_000),
-    "vocab_size": (2, 65_536),  # ids are stored as uint16
-    "dropout": (0, 0.9),
-    "max_steps": (1, 10**9),
-    "batch_size": (1, 10**6),
-    "micro_batch_size": (1, 10**6),
-    "threads": (1, 1024),
-    "max_lr": (1e-12, 10),
-    "min_lr": (0, 10),
-    "wte_lr": (1e-12, 10),
-    "wpe_lr": (1e-12, 10),
-    "vector_lr": (1e-12, 10),
-    "lr_horizon": (1, 10**9),
-    "warmup_steps": (0, 10**9),
-    "weight_decay": (0, 10),
-    "beta1": (0, 0.999999),
-    "beta2": (0, 0.999999),
-    "eps": (1e-30, 1),
-    "momentum": (0, 0.999999),
-    "grad_clip": (1e-9, 1e9),
-    "eval_interval": (1, 10**9),
-    "val_windows": (1, 10**9),
-    "patience": (1, 10**6),
-    "save_interval": (1, 10**9),
-    "save_minutes": (0.001, 10**6),
-    "log_interval": (1, 10**9),
-    "seed": (0, 2**63 - 1),
-    "min_chars": (1, 10**9),
-    "max_chars": (1, 10**9),
-    "val_percent": (0.001, 50),
-    "sample_stories": (100, 10**7),
-    "temperature": (0, 100),
-    "top_k": (1, 65_536),
-    "max_new_tokens": (1, 10**6),
-    "num_samples": (1, 10_000),
+    name: limits
+    for names, limits in (
+        ("n_layer n_head", (1, 1_000)),
+        ("threads", (1, 1_024)),
+        ("n_embd", (1, 100_000)),
+        ("context_length", (2, 1_000_000)),
+        ("vocab_size", (2, 65_536)),  # ids are stored as uint16
+        ("dropout", (0, 0.9)),
+        ("max_steps lr_horizon", (1, 10**9)),
+        ("warmup_steps", (0, 10**9)),
+        ("batch_size micro_batch_size", (1, 10**6)),
+        ("max_lr wte_lr wpe_lr vector_lr", (1e-12, 10)),
+        ("min_lr weight_decay", (0, 10)),
+        ("beta1 beta2 momentum", (0, 0.999999)),
+        ("eps", (1e-30, 1)),
+        ("grad_clip", (1e-9, 1e9)),
+        ("eval_interval save_interval log_interval val_windows", (1, 10**9)),
+        ("save_minutes", (0.001, 10**6)),
+        ("patience max_new_tokens", (1, 10**6)),
+        ("seed", (0, 2**63 - 1)),
+        ("min_chars max_chars", (1, 10**9)),
+        ("val_percent", (0.001, 50)),
+        ("sample_stories", (100, 10**7)),
+        ("temperature", (0, 100)),
+        ("top_k", (1, 65_536)),
+        ("num_samples", (1, 10_000)),
+    )
+    for name in names.split()
+}
+# Fields that take one of a few words.
+_CHOICES = {
+    "story_separator": STORY_SEPARATORS,
+    "tokenizer": TOKENIZERS,
+    "optimizer": ("adamw", "muon"),
+    "schedule": ("cosine", "linear"),
 }
 
 
 def _field_problems(part: object) -> Iterator[str]:
-    """Misspelt fields, values of the wrong type and values outside their limits, of one dataclass."""
+    """Values of the wrong type, outside their limits or not among their choices, of one dataclass."""
     if not dataclasses.is_dataclass(part) or isinstance(part, type):
         yield f"expected one of the classes of storyladder/settings.py, got {part!r}"
         return
-    yield from misspelt_fields([part])
     hints = typing.get_type_hints(type(part))
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
         kind = hints[field.name]
         if not _is_of_type(value, kind):
             yield f"{field.name} is {value!r}; expected {_type_words(kind)}, for example {_example(field, kind)}"
-        elif field.name == "story_separator" and value not in STORY_SEPARATORS:
-            yield f"{field.name} is {value!r}{nearest(str(value), STORY_SEPARATORS)}"
+        elif value not in _CHOICES.get(field.name, (value,)):
+            yield f"{field.name} is {value!r}{nearest(str(value), _CHOICES[field.name])}"
         elif field.name in _LIMITS and value is not None:
             low, high = _LIMITS[field.name]
             if not low <= value <= high:  # also true of NaN
@@ -403,22 +383,25 @@ def _example(field: dataclasses.Field[Any], kind: Any) -> str:
     return repr("text") if kind is str else repr(None)
 
 
-def _model_problems(model: ModelConfig) -> Iterator[str]:
-    if model.n_embd % model.n_head:
-        fitting = model.n_head * round(model.n_embd / model.n_head) or model.n_head
-        yield f"model: n_embd ({model.n_embd}) must be a multiple of n_head ({model.n_head}), for example {fitting}"
-
-
-_CHOICES = {"optimizer": ("adamw", "muon"), "schedule": ("cosine", "linear")}
+def _own_problems(part: object) -> Iterator[str]:
+    """What the fields of one model or one stage must agree on, each of them being sound."""
+    if isinstance(part, ModelConfig) and part.n_embd % part.n_head:
+        fitting = part.n_head * round(part.n_embd / part.n_head) or part.n_head
+        yield f"n_embd ({part.n_embd}) must be a multiple of n_head ({part.n_head}), for example {fitting}"
+    if isinstance(part, StageConfig):
+        yield from _stage_problems(part)
 
 
 def _stage_problems(stage: StageConfig) -> Iterator[str]:
-    """What the fields of one stage must agree on."""
-    if stage.name not in STAGE_NAMES:
-        yield f"unknown name{nearest(stage.name, STAGE_NAMES)}"
-    for field, choices in _CHOICES.items():
-        if (value := getattr(stage, field)) not in choices:
-            yield f"{field} is {value!r}; expected {' or '.join(map(repr, choices))}"
+    for field in ("name", "corpus"):
+        if not (value := getattr(stage, field)).isidentifier():
+            yield f"{field} is {value!r}; expected a word of letters, digits and _, which names files"
+    if not re.fullmatch(r"\w+\.py", stage.script):
+        yield f"script is {stage.script!r}; expected a script in the project's folder, for example 'train_tiny.py'"
+    if not _is_plain_name(stage.result_file):
+        yield f"result_file is {stage.result_file!r}; expected a plain file name without folders"
+    elif stage.result_file.endswith(_OURS):
+        yield f"result_file is {stage.result_file!r}; names ending in {' or '.join(_OURS)} are for a stage not finished"
     own = ("wte_lr", "wpe_lr", "vector_lr")
     if stage.optimizer == "muon" and (missing := [field for field in own if getattr(stage, field) is None]):
         yield f"{', '.join(missing)} must have a value where Muon has max_lr ({stage.max_lr:g}), for example 2e-3"
@@ -434,35 +417,20 @@ def _stage_problems(stage: StageConfig) -> Iterator[str]:
 
 
 def _family_problems(ladder: Ladder) -> Iterator[str]:
-    """What the stages together must agree on."""
-    earlier: list[str] = []
-    for stage in ladder.stages:
-        where = f"stage {stage.name!r}: "
-        if stage.name in earlier:
-            yield f"{where}stands in `stages` twice; keep one"
-        if stage.init_from is not None and stage.init_from not in earlier:
-            yield f"{where}init_from is {stage.init_from!r}; expected None or an earlier stage: {earlier or 'none'}"
-        earlier.append(stage.name)
-    missing = [name for name in STAGE_NAMES if name not in earlier]
-    if missing:
-        yield f"stages lacks {', '.join(missing)}; the ladder has three rungs: {', '.join(STAGE_NAMES)}"
-
-
-def _name_problems(ladder: Ladder) -> Iterator[str]:
-    """Names that cannot be files or folders, and names used twice: one stage would overwrite what another one wrote."""
+    """What the stages together must agree on: where each begins, and that none overwrites what another one wrote."""
     if not _is_plain_name(ladder.name) or ladder.name == _RAW:
         yield f"name is {ladder.name!r}; expected a plain word, which becomes a folder, and not {_RAW!r}"
-    used: dict[str, str] = {}
-    for stage in ladder.stages:
-        for field in ("train_file", "val_file", "result_file"):
-            name, where = getattr(stage, field), f"stage {stage.name!r}: {field}"
-            if not _is_plain_name(name):
-                yield f"{where} is {name!r}; expected a plain file name without folders"
-            elif name.endswith(_OURS):
-                yield f"{where} is {name!r}; names ending in {' or '.join(_OURS)} are for a stage not finished"
-            elif name in used:
-                yield f"{where} is {name!r}, as is {used[name]}; give each its own"
-            used.setdefault(name, where)
+    if not ladder.stages:
+        yield "stages is (); expected at least one, for example (TINY,)"
+    for index, stage in enumerate(ladder.stages):
+        where, before = f"stage {stage.name!r}: ", ladder.stages[:index]
+        earlier = [other.name for other in before]
+        if stage.init_from is not None and stage.init_from not in earlier:
+            yield f"{where}init_from is {stage.init_from!r}; expected None or an earlier stage: {earlier or 'none'}"
+        for field in ("name", "script", "result_file"):
+            value = getattr(stage, field)
+            if value in [getattr(other, field) for other in before]:
+                yield f"{where}{field} is {value!r}, as in a stage before it; give each its own"
 
 
 _OURS = ("_best.pt", "_resume.pt", "_resume.prev.pt")

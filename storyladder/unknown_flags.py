@@ -1,4 +1,4 @@
-"""What to answer to a flag that does not exist: the flag or the field of config.py that does what it does elsewhere.
+"""Hints for unknown flags: which flag of ours, or field of config.py, does what the flag does in other trainers.
 
 Users of other trainers type --lr, --max_iters, --resume or --top_p. Standard library only.
 """
@@ -18,17 +18,17 @@ FIELDS = {
     for field in dataclasses.fields(cls)
     if field.name not in ("name", "cleaning", "root")
 }
-_RESUME = "nothing to ask for: the same command continues where the stage stopped, and --fresh starts it over"
-_FILES = "nothing to give: stages find their token files, resume states and the stage before by their names"
-_ANEW = "nothing to force: the command starts over every time"
-_RECORD = "nothing to switch on: everything measured is written to runs/STAGE.jsonl"
-_CHOSEN = "nothing to set: device, precision, compiled code and micro-batch are chosen by what the machine has"
-_EPOCHS = "training is counted in optimizer steps: set max_steps in {config}; steps of one epoch = tokens / "
+_RESUME = "no flag needed: the same command continues where the stage stopped, and --fresh starts it over"
+_FILES = "no flag needed: stages find their token files, resume states and the previous stage by file name"
+_FRESH = "no flag needed: this command always starts over"
+_RECORD = "no flag needed: everything measured is written to runs/STAGE.jsonl"
+_CHOSEN = "no flag needed: device, precision, compilation and micro-batch size are chosen to suit the machine"
+_EPOCHS = "training length is in optimizer steps: set max_steps in {config}; steps per epoch = tokens / "
 _EPOCHS += "(batch_size x context_length)"
 _PROCESSES = "several GPUs: torchrun --nproc_per_node=N SCRIPT"
-_SAMPLING = "not offered here: --temperature and --top-k shape what is told"
+_SAMPLING = "not supported: use --temperature and --top-k"
 
-# What others call it: names, then what to answer, the first that there is. A flag, a field, or a sentence.
+# Names in other trainers, then our answers: a flag, a field or a sentence. The first that this command has is used.
 _ELSEWHERE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lr learning_rate learningrate peak_lr base_lr", ("max_lr",)),
     ("lr_min final_lr end_lr", ("min_lr",)),
@@ -62,13 +62,13 @@ _ELSEWHERE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("resume resume_from resume_from_checkpoint resume_path continue auto_resume restore", ("--checkpoint", _RESUME)),
     (
         "restart reset overwrite from_scratch scratch overwrite_output_dir force",
-        ("--fresh", _ANEW),
+        ("--fresh", _FRESH),
     ),
     ("wandb wandb_log wandb_project use_wandb tensorboard report_to log_to logger log_file", (_RECORD,)),
     ("dtype precision mixed_precision amp fp16 bf16 fp32 half tf32", ("--precision", _CHOSEN)),
     ("compile torch_compile backend flash flash_attention use_flash", (_CHOSEN,)),
     ("threads num_threads cpu_threads", ("--threads", _CHOSEN)),
-    ("workers num_workers num_proc n_jobs jobs", ("nothing to set: all cores are used",)),
+    ("workers num_workers num_proc n_jobs jobs", ("no flag needed: all cores are used",)),
     ("gpu gpus num_gpus n_gpu nproc nproc_per_node ddp distributed world_size multi_gpu", (_PROCESSES,)),
     ("cuda cpu mps no_cuda use_cuda use_cpu accelerator", ("--device",)),
     ("time hours max_time time_limit budget max_minutes", ("--minutes",)),
@@ -93,9 +93,9 @@ _ANSWERS = {name: answers for names, answers in _ELSEWHERE for name in names.spl
 
 
 def answers_to(words: Sequence[str], flags: Iterable[str], config: str) -> list[str]:
-    """A phrase for every flag among the words that nobody knows; words behind one are its values.
+    """A hint for each unknown flag among `words`, the arguments left over; words after a flag are its values.
 
-    `flags` are those of the command, `config` is the file whose settings it reads.
+    `flags` are those that the command has, `config` is the settings file it reads.
     """
     known = {_plain(flag): flag for flag in flags}
     found: list[str] = []
@@ -112,7 +112,7 @@ def answers_to(words: Sequence[str], flags: Iterable[str], config: str) -> list[
 
 
 def _is_flag(word: str) -> bool:
-    """Whether it begins like a flag and is no negative number."""
+    """Whether it starts like a flag and is not a negative number."""
     return word.startswith("-") and not word[1:2].isdigit() and word != "-"
 
 
@@ -121,7 +121,7 @@ def _plain(flag: str) -> str:
 
 
 def _hint(name: str, known: dict[str, str], config: str) -> str:
-    """What to type instead, behind a semicolon: the same or the nearest word among flags, settings, others' names."""
+    """What to type instead, after a semicolon: the same or the closest name among flags, settings, other trainers'."""
     near = difflib.get_close_matches(name, [*known, *FIELDS, *(each for each in _ANSWERS if len(each) > 2)], n=1)
     for candidate in (name, *near):
         if candidate in known:
@@ -133,11 +133,11 @@ def _hint(name: str, known: dict[str, str], config: str) -> str:
                 return f"; set {answer} ({FIELDS[answer]}) in {config}"
             if " " in answer:
                 return "; " + answer.format(config=config)
-    return f"; there are {', '.join(sorted(known.values()))}"
+    return f"; the flags are {', '.join(sorted(known.values()))}"
 
 
 def _answer_to_words(words: str, known: dict[str, str]) -> str:
-    """Which flag words without one may belong to."""
+    """Suggest the flag that words without a flag may belong to."""
     for flag, fits in (("--config", words.endswith(".py")), ("--prompt", True), ("--from", True)):
         if fits and flag in known.values():
             quotes = " (several words need quotes)" if " " in words else ""

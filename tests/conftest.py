@@ -13,11 +13,13 @@ import pytest
 import running
 import torch
 
+import config
 from model import GPT
+from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import TokenWriter
 from storyladder.corpus.tokenizer import EOT, gpt2_tokenizer
 from storyladder.runtime.machine import Precision
-from storyladder.settings import Ladder, ModelConfig, Paths, StageConfig, check
+from storyladder.settings import Ladder, ModelConfig, Paths, check
 
 # Shells ignore SIGINT in what they start in the background, nohup SIGHUP; programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,39 +52,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 TOY_MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, dropout=0.1)
-TOY_TINY = StageConfig(
-    name="tiny",
-    train_file="train.bin",
-    val_file="val.bin",
-    result_file="tinystories_28M_final.pt",
-    max_steps=6,
-    batch_size=4,
-    micro_batch_size=2,
-    max_lr=1e-2,
-    min_lr=1e-3,
-    warmup_steps=2,
-    eval_interval=3,
-    save_interval=4,
-    log_interval=1,
-    seed=7,
-)
-TOY_CHILDREN = replace(
-    TOY_TINY,
-    name="children",
-    train_file="train_ch.bin",
-    val_file="val_ch.bin",
-    result_file="children_stories_fin.pt",
-    init_from="tiny",
-    patience=2,
-)
-TOY_SIMPLE = replace(
-    TOY_CHILDREN,
-    name="simple",
-    train_file="train_simp.bin",
-    val_file="val_simp.bin",
-    result_file="simple_stories_ckpt.pt",
-    init_from="children",
-)
+TOY_STAGE: dict[str, Any] = {
+    "max_steps": 6,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "max_lr": 1e-2,
+    "min_lr": 1e-3,
+    "warmup_steps": 2,
+    "eval_interval": 3,
+    "save_interval": 4,
+    "log_interval": 1,
+    "seed": 7,
+}
+TOY_TINY = replace(config.TINY, **TOY_STAGE)
+TOY_CHILDREN = replace(config.CHILDREN, **TOY_STAGE, patience=2)
+TOY_SIMPLE = replace(config.SIMPLE, **TOY_STAGE, patience=2)
 
 
 @pytest.fixture(autouse=True)
@@ -116,9 +100,9 @@ def write_toy_tokens() -> Callable[..., Path]:
 def toy_data(toy_ladder: Ladder, write_toy_tokens: Callable[..., Path]) -> Ladder:
     """The toy ladder with all six token files in place."""
     for number, stage in enumerate(toy_ladder.stages):
-        folder = toy_ladder.folder("data")
-        write_toy_tokens(folder / stage.train_file, types=60 + 20 * number, seed=number)
-        write_toy_tokens(folder / stage.val_file, n_tokens=250, types=60 + 20 * number, seed=10 + number)
+        train, val = token_files(toy_ladder, stage)
+        write_toy_tokens(train, types=60 + 20 * number, seed=number)
+        write_toy_tokens(val, n_tokens=250, types=60 + 20 * number, seed=10 + number)
     return toy_ladder
 
 

@@ -108,7 +108,7 @@ def parts(
         with GPU:
             model = GPT(dataclasses.replace(LADDER.model, vocab_size=vocabulary.n_rows, n_layer=n_layer))
         precision = Precision(FORMATS[number_format], "it is asked for", "cuda")
-        optimizer = build_optimizer(model, stage, precision.product_dtype)
+        optimizer = build_optimizer(model, stage, precision.matmul_dtype)
         return model, optimizer, {"precision": precision, "vocabulary": vocabulary}
 
 

@@ -34,7 +34,7 @@ from storyladder.runtime.signals import StopRequest, stop_on_signals  # noqa: E4
 from storyladder.settings import ModelConfig, StageConfig  # noqa: E402
 
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=16, context_length=16, vocab_size=40, dropout=0.2)
-STAGE = StageConfig(name="tiny", train_file="", val_file="", result_file="", seed=7, grad_clip=1e6)
+STAGE = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", seed=7, grad_clip=1e6)
 MUON = dataclasses.replace(STAGE, optimizer="muon", max_lr=0.02, wte_lr=0.01, wpe_lr=0.01, vector_lr=0.01)
 
 
@@ -112,7 +112,7 @@ def agreements(group: Group, stop: StopRequest) -> dict[str, object]:
 
     full = torch.OutOfMemoryError("full")
     payload = {"a": [1, None, float("inf")], "t": torch.arange(3) if group.is_first else None, "path": "x"}
-    received = group.first(lambda: payload)
+    received = group.on_first(lambda: payload)
     found: dict[str, object] = {
         "highest": group.highest([group.rank, -group.rank]),
         "sum": group.sum(0.5 + group.rank),
@@ -122,7 +122,7 @@ def agreements(group: Group, stop: StopRequest) -> dict[str, object]:
         "user": error_of(lambda: group.together(only(1, DataError("cut")))),
         "memory": error_of(lambda: group.together(only(0, full))),
         "fail": error_of(lambda: group.fail(full) if group.is_first else group.together(lambda: None)),
-        "first": error_of(lambda: group.first(only(0, DataError("locked")))),
+        "first": error_of(lambda: group.on_first(only(0, DataError("locked")))),
     }
     before = stop.requested
     if group.rank == 1:

@@ -162,7 +162,7 @@ def play(folder: Path, case: str, precision: str) -> dict[str, object]:
     except UserError as caught:
         error = caught
     digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in models[0].parameters()))
-    told = error.tell if error else None
+    told = error.print_here if error else None
     return {"weights": digest.hexdigest(), "error": f"{type(error).__name__}: {error}", "told": told}
 
 

@@ -17,16 +17,13 @@ PRECISION = "auto"  # of every stage that a test runs, here or in another proces
 SCRIPTS = ("prepare_data.py", "train_tiny.py", "train_children.py", "train_simp.py", "generate.py")
 TOY_CONFIG = """
 from dataclasses import replace
-from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths, StageConfig
+from config import CHILDREN, SIMPLE, TINY
+from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths
 
-TINY = StageConfig(
-    name="tiny", train_file="train.bin", val_file="val.bin", result_file="tinystories_28M_final.pt",
-    max_steps={steps}, batch_size=4, max_lr=5e-3, min_lr=5e-4, warmup_steps=2, eval_interval=4, save_interval=3,
-)
-CHILDREN = replace(TINY, name="children", train_file="train_ch.bin", val_file="val_ch.bin",
-                   result_file="children_stories_fin.pt", init_from="tiny", patience=3)
-SIMPLE = replace(CHILDREN, name="simple", train_file="train_simp.bin", val_file="val_simp.bin",
-                 result_file="simple_stories_ckpt.pt", init_from="children")
+TOY = dict(max_steps={steps}, batch_size=4, max_lr=5e-3, min_lr=5e-4, warmup_steps=2, eval_interval=4, save_interval=3)
+TINY = replace(TINY, **TOY)
+CHILDREN = replace(CHILDREN, **TOY, patience=3)
+SIMPLE = replace(SIMPLE, **TOY, patience=3)
 LADDER = Ladder(
     model=ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=32, dropout=0.1),
     stages=(TINY, CHILDREN, SIMPLE),

@@ -15,7 +15,7 @@ from rounding import assert_same_losses, norm_tolerance
 
 from model import GPT
 from storyladder.command_line import StageRun
-from storyladder.results import StageFiles
+from storyladder.results import StageFiles, plain_settings
 from storyladder.runtime.checkpoint import read_checkpoint
 from storyladder.runtime.errors import Interrupted
 from storyladder.runtime.run_log import read_records
@@ -101,6 +101,20 @@ def elsewhere(ladder: Ladder, tmp_path: Path, name: str) -> Ladder:
     for path in ladder.folder("data").iterdir():
         (root / "data" / path.name).write_bytes(path.read_bytes())
     return replace(ladder, paths=replace(ladder.paths, root=str(root)))
+
+
+def payload_of(ladder: Ladder, name: str = "children") -> dict[str, Any]:
+    """What a checkpoint of a stage must hold, with as little in it as there can be."""
+    stage = ladder.stage(name)
+    return {
+        "stage": name,
+        "step": 3,
+        "val_loss": 1.5,
+        "seen_tokens": torch.ones(ladder.model.vocab_size, dtype=torch.uint8),
+        "settings": plain_settings(ladder, stage, []),
+        "data": {stage.train_file: "a", stage.val_file: "b"},
+        "model": {"transformer.wte.weight": torch.zeros(ladder.model.vocab_size, ladder.model.n_embd)},
+    }
 
 
 def plain_state(path: Path) -> dict[str, Any]:

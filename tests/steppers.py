@@ -23,7 +23,7 @@ from storyladder.settings import ModelConfig, StageConfig
 
 BuildGPT = Callable[..., GPT]
 Batch = tuple[Tensor, Tensor]
-STAGE = StageConfig(name="tiny", train_file="", val_file="", result_file="", seed=7)
+STAGE = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", seed=7)
 STAGES = pytest.mark.parametrize("stage", [STAGE, replace(STAGE, **MUON)], ids=["adamw", "muon"])
 PLAIN = CompactVocabulary(torch.ones(40, dtype=torch.bool))
 FP32 = Precision(torch.float32, "a test wants it", "cpu")

@@ -33,6 +33,7 @@ def test_the_machine_is_described_in_one_line() -> None:
         assert word in line
 
 
+@pytest.mark.slow
 def test_the_preparation_benchmark_compares_the_same_text(tmp_path: Path) -> None:
     text, results = tmp_path / "few.txt", tmp_path / "RESULTS.md"
     stories = list(sample_stories("tiny", 300))

@@ -27,6 +27,7 @@ def section(program: str, name: str = "some", seconds: int = 60) -> Section:
     return Section(name=name, seconds=seconds, command=python(program))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_every_section_reports_it_and_the_status_is_0(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"

@@ -132,6 +132,7 @@ def test_nothing_there_is_not_an_error_but_all_damaged_is(tmp_path: Path) -> Non
         load_checkpoint(path)
 
 
+@pytest.mark.slow
 def test_a_disk_that_refuses_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     """In a process of its own: the limit on file sizes cannot be raised again."""
     path = tmp_path / "x.pt"
@@ -173,12 +174,12 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) 
 def test_foreign_and_absurd_archives_are_refused(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.pt"
     torch.save({"model": torch.zeros(2)}, foreign)
-    with pytest.raises(CheckpointError, match="not a checkpoint of Storyladder"):
+    with pytest.raises(CheckpointError, match="not a Storyladder checkpoint"):
         read_checkpoint(foreign)
     bomb = tmp_path / "bomb.pt"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", b"\0" * 50_000_000)
-    with pytest.raises(CheckpointError, match="larger than the file"):
+    with pytest.raises(CheckpointError, match="add up to more than the file"):
         read_checkpoint(bomb)
     save(tmp_path / "newer.pt")
     newer = torch.load(tmp_path / "newer.pt", weights_only=True)

@@ -237,6 +237,7 @@ def test_best_weights_that_the_disk_refused_are_kept_and_saved_at_the_next_chanc
     assert records[-1]["best_step"] == 3
 
 
+@pytest.mark.slow
 def test_no_resume_state_counts_on_best_weights_that_are_not_on_the_disk(toy_data: Ladder, tmp_path: Path) -> None:
     """Best weights cannot be written from step 1 on: it stops with 75, and goes on as if it had never been stopped."""
     whole, full = elsewhere(toy_data, tmp_path, "whole"), elsewhere(toy_data, tmp_path, "full")
@@ -260,6 +261,7 @@ def test_no_resume_state_counts_on_best_weights_that_are_not_on_the_disk(toy_dat
     assert_equal(plain_state(files[0].result), plain_state(files[1].result))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["missing", "cut", "a folder"])
 def test_best_weights_that_are_lost_are_told_at_once_and_the_best_counts_anew(
     toy_data: Ladder, capsys: pytest.CaptureFixture[str], harm: str
@@ -284,6 +286,7 @@ def test_best_weights_that_are_lost_are_told_at_once_and_the_best_counts_anew(
     assert read_checkpoint(files.result)["step"] == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["missing", "cut"])
 def test_best_weights_that_vanish_while_training_end_in_a_line_that_helps(toy_data: Ladder, harm: str) -> None:
     ladder = with_stage(never_improving(toy_data, patience=3), save_interval=3)

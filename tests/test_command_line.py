@@ -66,7 +66,7 @@ def test_every_script_refuses_an_unknown_flag_and_names_the_nearest(script: str)
 
 
 def test_an_unknown_flag_without_a_neighbour_gets_the_list(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match=r"unknown argument '--qqq=3'; there are --config, --help, --preset, -h; see "):
+    with pytest.raises(UserError, match=r"argument '--qqq=3'; the flags are --config, --help, --preset, -h; see "):
         Parser("x").parse(["--qqq=3"])
     with pytest.raises(UserError, match=r"^unknown argument 'demo'; see python"):
         Parser("x").parse(["demo"])
@@ -165,7 +165,7 @@ def test_settings_changed_in_place_are_told_with_their_line(tmp_path: Path) -> N
 def test_a_setting_that_was_left_out_is_told_with_its_line(tmp_path: Path) -> None:
     text = "from storyladder.settings import StageConfig\nTINY = StageConfig(name='tiny')\n"
     assert message(written(tmp_path, text)) == (
-        "mine.py line 2: StageConfig needs a value for result_file, train_file, val_file"
+        "mine.py line 2: StageConfig needs a value for corpus, result_file, script"
     )
 
 
@@ -186,10 +186,16 @@ def test_two_presets_of_one_name_are_refused_instead_of_one_being_ignored(tmp_pa
     assert load_ladder(path, "demo").name == "demo"
 
 
-def test_a_misspelt_field_is_told_even_if_a_preset_was_made_from_it_by_replace(tmp_path: Path) -> None:
-    lines = ("BASE = replace(TINY, max_step=5)", "MINE = replace(BASE, max_lr=1e-3)")
-    path = edited_config(tmp_path, *lines, "PRESETS = (replace(LADDER, stages=(MINE, CHILDREN, SIMPLE)),)")
-    assert message(path) == "edited.py: StageConfig has no field 'max_step'; did you mean 'max_steps'?"
+def test_a_misspelt_field_is_told_with_its_line(tmp_path: Path) -> None:
+    path = edited_config(tmp_path, "MINE = replace(TINY, max_step=5)")
+    line = path.read_text(encoding="utf-8").count("\n")
+    assert message(path) == f"edited.py line {line}: StageConfig has no field 'max_step'; did you mean 'max_steps'?"
+
+
+def test_a_stage_that_a_preset_does_not_have_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = edited_config(tmp_path, "PRESETS = (replace(LADDER, name='solo', stages=(TINY,)),)")
+    expected = f"error: preset 'solo' of {path} has no stage 'children'; there are tiny\n"
+    assert refusal("train_children.py", "--config", path, "--preset", "solo") == expected
 
 
 def test_a_broken_config_file_ends_every_script_with_one_line_and_status_2(tmp_path: Path) -> None:

@@ -192,6 +192,7 @@ def test_a_compiler_that_cannot_be_run_is_said(
     assert why_not(source) == f"{path} cannot be run (Exec format error)"
 
 
+@pytest.mark.slow
 def test_the_kernels_lie_in_the_cache_folder_so_that_a_read_only_clone_has_them(tmp_path: Path) -> None:
     program = "from storyladder.layers.kernels import cpu_kernels; print(cpu_kernels())"
     done = subprocess.run(

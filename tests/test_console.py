@@ -15,7 +15,7 @@ from running import ENVIRONMENT, PROJECT, command
 from tqdm import tqdm
 
 from storyladder.runtime.console import Tolerant, console
-from storyladder.runtime.errors import say, user_errors
+from storyladder.runtime.errors import report, user_errors
 
 STRANGE = "Zoë said “hi” 漢字 to sp\udce9cial.py\n"
 
@@ -59,7 +59,7 @@ def test_what_an_encoding_lacks_is_escaped(monkeypatch: pytest.MonkeyPatch, enco
     monkeypatch.setattr(sys, "stderr", err)
     with console():
         print(STRANGE, end="")
-        say(STRANGE.strip())
+        report(STRANGE.strip())
     for stream in (out, err):
         stream.flush()
         assert stream.buffer.getvalue().decode(encoding) == expected  # type: ignore[attr-defined]
@@ -78,7 +78,7 @@ def test_without_a_stream_words_are_dropped_and_a_bar_does_no_harm(kind: str, mo
         monkeypatch.setattr(sys, name, stream)
     with user_errors():
         print("lost", flush=True)
-        say("lost")
+        report("lost")
         assert not sys.stdout.isatty()
         with tqdm(total=3, desc="x", disable=None) as bar:
             bar.update()
@@ -113,7 +113,7 @@ def test_a_reader_that_left_ends_the_program_where_it_reads_stdout_only(monkeypa
 
 def test_one_failure_is_enough() -> None:
     refuses = Refuses(28)
-    stream = Tolerant(refuses, tells_broken_pipe=True)
+    stream = Tolerant(refuses, raises_broken_pipe=True)
     assert stream.write("abc") == 3 and stream.failure is not None
     refuses.number = 32
     assert stream.write("abc") == 3

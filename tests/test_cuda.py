@@ -48,7 +48,9 @@ pytestmark = [
 
 GPU = torch.device("cuda:0")
 MODEL = ModelConfig(n_layer=2, n_head=2, n_embd=84, context_length=64, vocab_size=1000, dropout=0.0)  # heads of 42
-STAGE = StageConfig(name="tiny", train_file="", val_file="", result_file="", batch_size=8, max_lr=1e-2, seed=7)
+STAGE = StageConfig(
+    name="tiny", corpus="tiny", script="train_tiny.py", result_file="", batch_size=8, max_lr=1e-2, seed=7
+)
 IDS = np.random.default_rng(0).integers(0, 900, 5_000).astype(np.uint16)
 LRS = [2**-9, 2**-8, 2**-9, 2**-9, 2**-10, 2**-10]
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -282,11 +284,13 @@ def test_evaluation_on_the_gpu_is_that_of_the_cpu(number_format: str, compact: b
 def test_the_same_story_is_told_on_the_gpu() -> None:
     model = built(torch.device("cpu"), vocab_size=50_257).eval()
     settings = GenerateConfig(temperature=0.0, max_new_tokens=150)  # beyond the context, twice
-    prompt = gpt2_tokenizer().encode("Once upon a time")
+    words = gpt2_tokenizer()
+    prompt = words.encode("Once upon a time")
 
     def told(device: torch.device) -> list[int]:
+        model.to(device)
         generator = torch.Generator().manual_seed(1)
-        return list(story_tokens(model.to(device), prompt, settings=settings, generator=generator, device=device))
+        return list(story_tokens(model, words, prompt, settings=settings, generator=generator, device=device))
 
     assert told(GPU) == told(torch.device("cpu"))
 

@@ -23,7 +23,7 @@ from stages import assert_same_curve, elsewhere, files_of, interrupt_in_step, ru
 from model import GPT
 from storyladder.corpus.token_file import TrainBatches, ValidationWindows
 from storyladder.runtime.checkpoint import read_checkpoint
-from storyladder.runtime.distributed import ALONE, Group, own_device
+from storyladder.runtime.distributed import ALONE, Group, device_of_rank
 from storyladder.runtime.errors import DataError, PeerLost, UserError
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder
@@ -77,6 +77,7 @@ def train(ladder: Ladder, *flags: object) -> list[str]:
 # --- whole stages -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_curve_and_weights_of_one_and_talk_like_one(toy_data: Ladder, tmp_path: Path) -> None:
     alone, both = elsewhere(toy_data, tmp_path, "alone"), elsewhere(toy_data, tmp_path, "both")
     train_stage(run_of(alone), GPT)
@@ -94,6 +95,7 @@ def test_two_processes_give_the_curve_and_weights_of_one_and_talk_like_one(toy_d
     assert [record["event"] for record in records].count("finished") == 1
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_goes_on_where_another_number_was_stopped(toy_data: Ladder, tmp_path: Path) -> None:
     """One process until a signal in step 5, two until torchrun gets SIGTERM, one to the end."""
     ladder = with_stage(toy_data, max_steps=150, eval_interval=50, save_interval=1000)
@@ -119,6 +121,7 @@ def wait_for_steps(ladder: Ladder, steps: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_when_a_process_dies_it_is_told_in_a_line_the_first_saves_and_nobody_hangs(toy_data: Ladder, rank: int) -> None:
     ladder = with_stage(toy_data, max_steps=5000, eval_interval=5000, save_interval=5000)
@@ -143,6 +146,7 @@ def children_of(pid: int) -> list[int]:
     return [int(word) for word in children.read_text().split()]
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused_once_with_numbers_that_fit(toy_data: Ladder) -> None:
     ladder = with_stage(toy_data, batch_size=5, micro_batch_size=None)
     status, out, err = finished(train(ladder))
@@ -169,6 +173,7 @@ def found_by(folder: Path, rank: int) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_gradients_loss_and_norm_are_those_of_one_process(group_of_two: tuple[Path, str]) -> None:
     expected = gradients_of_a_step(ALONE)
     for rank in (0, 1):
@@ -178,6 +183,7 @@ def test_gradients_loss_and_norm_are_those_of_one_process(group_of_two: tuple[Pa
             torch.testing.assert_close(found[name], tensor, rtol=1e-5 if tensor.dim() == 0 else 0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_muon_moves_all_processes_as_it_moves_one(group_of_two: tuple[Path, str]) -> None:
     expected = weights_moved_by_muon(ALONE)
     found = [torch.load(group_of_two[0] / f"muon{rank}.pt") for rank in (0, 1)]
@@ -186,6 +192,7 @@ def test_muon_moves_all_processes_as_it_moves_one(group_of_two: tuple[Path, str]
         torch.testing.assert_close(found[0][name], tensor, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_steps_ahead_of_a_group_are_those_of_one_process(group_of_two: tuple[Path, str]) -> None:
     expected = weights_of_steps_ahead(ALONE)
     found = [torch.load(group_of_two[0] / f"ahead{rank}.pt") for rank in (0, 1)]
@@ -196,6 +203,7 @@ def test_steps_ahead_of_a_group_are_those_of_one_process(group_of_two: tuple[Pat
         torch.testing.assert_close(found[0][name], tensor, rtol=1e-5 if numbers else 0, atol=0 if numbers else 1e-4)
 
 
+@pytest.mark.slow
 def test_a_group_agrees(group_of_two: tuple[Path, str]) -> None:
     for rank in (0, 1):
         found = found_by(group_of_two[0], rank)
@@ -205,6 +213,7 @@ def test_a_group_agrees(group_of_two: tuple[Path, str]) -> None:
         assert found["share"] == [[0, 1, 2], [3, 4, 5]][rank]
 
 
+@pytest.mark.slow
 def test_what_fails_in_one_process_ends_all_and_is_told_by_one(group_of_two: tuple[Path, str]) -> None:
     first, second = (found_by(group_of_two[0], rank) for rank in (0, 1))
     assert (first["user"], second["user"]) == ("OthersFailed: ", "DataError: cut")
@@ -213,6 +222,7 @@ def test_what_fails_in_one_process_ends_all_and_is_told_by_one(group_of_two: tup
         assert first[kind] == "OutOfMemoryError: full" and second[kind].startswith("MemoryError: another process")
 
 
+@pytest.mark.slow
 def test_a_signal_to_any_process_counts_for_all_once_they_have_agreed(group_of_two: tuple[Path, str]) -> None:
     for rank in (0, 1):
         found = found_by(group_of_two[0], rank)
@@ -220,6 +230,7 @@ def test_a_signal_to_any_process_counts_for_all_once_they_have_agreed(group_of_t
         assert found["interrupted"] == "Interrupted: stopped by SIGTERM"
 
 
+@pytest.mark.slow
 def test_only_the_first_is_heard_and_it_notices_at_once_that_the_other_is_dead(group_of_two: tuple[Path, str]) -> None:
     heard, lost = group_of_two[1].splitlines()
     assert heard == "only the first is heard"
@@ -321,12 +332,12 @@ def test_each_process_takes_its_own_gpu_or_all_the_cpu(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     second = Group(5, 6, local_rank=1, local_size=2)
-    assert [own_device(name, second) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    assert [device_of_rank(name, second) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
     assert chosen == [1, 1]
-    assert own_device("cuda:1", ALONE) == "cuda:1"
+    assert device_of_rank("cuda:1", ALONE) == "cuda:1"
     with pytest.raises(UserError, match="--device cuda:1 is one device"):
-        own_device("cuda:1", second)
+        device_of_rank("cuda:1", second)
     with pytest.raises(UserError, match="3 processes on a machine with 2 GPUs"):
-        own_device("auto", Group(0, 3, local_rank=0, local_size=3))
+        device_of_rank("auto", Group(0, 3, local_rank=0, local_size=3))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert own_device("auto", second) == "cpu"
+    assert device_of_rank("auto", second) == "cpu"

@@ -36,6 +36,7 @@ def answers() -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or torch.backends.cuda.is_built(), reason="needs torch's build for CPUs on Linux"
 )

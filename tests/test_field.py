@@ -88,7 +88,7 @@ def test_the_commands_and_files_in_errors_are_those_that_were_given(climbed: Pat
     config = climbed / CONFIG
     config.write_text(config.read_text().replace("n_embd=16", "n_embd=32"))
     error = type_there(climbed, typed("train_children.py"), status=2).stderr
-    assert f"n_embd is 16 there and 32 in {CONFIG}" in error and f"set {CONFIG} back" in error
+    assert f"n_embd is 16 in the file and 32 in {CONFIG}" in error and f"undo the change in {CONFIG}" in error
     error = type_there(climbed, typed("train_children.py", "--lr", "1"), status=2).stderr
     assert f"set max_lr (StageConfig) in {CONFIG}; see python {PROJECT / 'train_children.py'} --help" in error
 

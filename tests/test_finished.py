@@ -33,9 +33,14 @@ def result_of(ladder: Ladder, name: str) -> Path:
 
 
 def as_an_older_version_left_it(path: Path) -> None:
+    """Without digests, and of a time when a stage, its corpus and its script were one word."""
     payload = read_checkpoint(path)
     for key in ("parent_digest", "model_digest", "digest"):
         payload.pop(key, None)
+    del payload["settings"]["tokenizer"]
+    for stage in payload["settings"]["stages"]:
+        del stage["corpus"], stage["script"]
+        stage["train_file"] = "train.bin"
     save_checkpoint(path, payload, keep_previous=False)
 
 
@@ -54,14 +59,14 @@ def test_what_is_asked_differently_now_is_refused_with_both_values_and_the_comma
     again = "python train_tiny.py --config 'my config.py' --device cpu"
     was = getattr(toy_data.stage("tiny"), name)
     assert str(error.value) == (
-        f"stage tiny is finished, but not as it is asked for now: {name} was {was} and is {value}. To train it again "
-        f"and keep the old result under another name: {again} --fresh; to leave it as it is: {again} --accept-changes"
+        f"stage tiny is finished, but was trained differently: {name} was {was} and is {value}. To train it again "
+        f"and keep the old result under another name: {again} --fresh; to keep it as it is: {again} --accept-changes"
     )
     capsys.readouterr()
     train(changed, "tiny", accept_changes=True)
     heard = capsys.readouterr()
     assert "is finished" in heard.out
-    assert heard.err == f"warning: stage tiny stays as it was trained, although {name} was {was} and is {value}\n"
+    assert heard.err == f"warning: stage tiny is kept as it was trained, although {name} was {was} and is {value}\n"
     assert result_of(toy_data, "tiny").read_bytes() == before
 
 
@@ -80,7 +85,7 @@ def test_minutes_on_a_finished_stage_are_not_ignored_in_silence(toy_data: Ladder
     train(toy_data, "tiny", minutes=2.5)
     heard = capsys.readouterr()
     assert "is finished" in heard.out
-    assert heard.err.startswith("--minutes 2.5 changes nothing in a finished stage; to train it again in that time: ")
+    assert heard.err.startswith("--minutes 2.5 has no effect on a finished stage; to train it again in that time: ")
     assert heard.err.endswith("python train_tiny.py --device cpu --fresh --minutes 2.5\n")
 
 
@@ -118,7 +123,7 @@ def retrained(toy_data: Ladder) -> Ladder:
     return longer
 
 
-STALE = "stage children came from another result of stage tiny than today's tinystories_28M_final.pt"
+STALE = "stage children was trained from another result of stage tiny than today's tinystories_28M_final.pt"
 
 
 def test_stage_2_says_that_it_comes_from_another_stage_1(retrained: Ladder, capsys: Heard) -> None:
@@ -131,6 +136,7 @@ def test_stage_2_says_that_it_comes_from_another_stage_1(retrained: Ladder, caps
     train(retrained, "children")
 
 
+@pytest.mark.slow
 def test_who_tells_with_it_is_told_with_the_command(retrained: Ladder) -> None:
     assert load_teller(retrained, None, GPT, CPU).notes == [
         f"note: {STALE}; to train it again: python train_children.py --fresh"
@@ -139,12 +145,14 @@ def test_who_tells_with_it_is_told_with_the_command(retrained: Ladder) -> None:
     assert load_teller(retrained, None, GPT, CPU).notes == []
 
 
+@pytest.mark.slow
 def test_stage_3_is_warned_of_a_break_two_stages_above(retrained: Ladder, capsys: Heard) -> None:
     train(retrained, "simple")
     assert f"warning: {STALE}; to train it again: python train_children.py --fresh" in capsys.readouterr().err
     assert [note for note in load_teller(retrained, None, GPT, CPU).notes if STALE in note]
 
 
+@pytest.mark.slow
 def test_an_unfinished_stage_2_is_not_continued_on_another_stage_1_unasked(toy_data: Ladder) -> None:
     train(toy_data, "tiny")
     interrupt_in_step(toy_data, 2, "children")
@@ -157,6 +165,7 @@ def test_an_unfinished_stage_2_is_not_continued_on_another_stage_1_unasked(toy_d
     assert result is not None and [name for name, _ in broken_links(longer, longer.stage("children"), result.payload)]
 
 
+@pytest.mark.slow
 def test_the_same_stage_1_trained_again_breaks_nothing(toy_data: Ladder) -> None:
     """Its weights are the same, bit for bit, though its times are others."""
     train(toy_data, "tiny", "children")
@@ -165,6 +174,7 @@ def test_the_same_stage_1_trained_again_breaks_nothing(toy_data: Ladder) -> None
     assert load_teller(toy_data, None, GPT, CPU).notes == []
 
 
+@pytest.mark.slow
 def test_checkpoints_of_an_older_version_load_and_are_taken_for_whole(toy_data: Ladder, capsys: Heard) -> None:
     train(toy_data, "tiny", "children")
     recorded = model_digest(read_checkpoint(result_of(toy_data, "tiny")))
@@ -175,6 +185,30 @@ def test_checkpoints_of_an_older_version_load_and_are_taken_for_whole(toy_data: 
     assert model_digest(read_checkpoint(result_of(toy_data, "tiny"))) == recorded
     train(toy_data, "simple")
     assert load_teller(toy_data, None, GPT, CPU).notes == []
+
+
+def test_a_setting_that_came_into_being_after_a_result_is_no_difference(toy_data: Ladder, capsys: Heard) -> None:
+    train(toy_data, "tiny")
+    payload = read_checkpoint(result_of(toy_data, "tiny"))
+    del payload["settings"]["stages"][-1]["momentum"]
+    save_checkpoint(result_of(toy_data, "tiny"), payload, keep_previous=False)
+    train(with_stage(toy_data, momentum=0.5), "tiny")
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_the_state_of_an_interrupted_stage_of_an_older_version_goes_on(toy_data: Ladder, capsys: Heard) -> None:
+    train(toy_data, "tiny")
+    interrupt_in_step(toy_data, 1, "children")
+    as_an_older_version_left_it(StageFiles.of(toy_data, toy_data.stage("children")).resume)
+    train(toy_data, "children")
+    assert "continuing at step 2" in capsys.readouterr().out
+
+
+def test_a_result_of_an_older_version_is_not_taken_for_one_of_another_corpus(toy_data: Ladder) -> None:
+    train(toy_data, "tiny")
+    as_an_older_version_left_it(result_of(toy_data, "tiny"))
+    with pytest.raises(UserError, match=r"not as it is asked for now: corpus was tiny and is children; the content of"):
+        train(with_stage(toy_data, corpus="children"), "tiny")
 
 
 def test_a_stage_1_that_is_gone_or_damaged_leaves_stage_2_alone(toy_data: Ladder) -> None:

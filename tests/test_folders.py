@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from storyladder.corpus.folders import counted, files_of, listed, split_by_name, stage_files
+from storyladder.corpus.corpora import corpus_named
+from storyladder.corpus.folders import corpus_files, counted, files_of, listed, split_by_name
 from storyladder.runtime.errors import DataError
 
 
@@ -83,17 +84,21 @@ def test_tales_whose_names_only_begin_like_notes_are_read(tmp_path: Path) -> Non
     assert read(tmp_path) == names
 
 
-def test_a_stage_does_not_read_the_folders_of_the_others(tmp_path: Path) -> None:
+def test_a_corpus_does_not_read_the_folders_of_the_others(tmp_path: Path) -> None:
     touch(tmp_path, "children/a.txt", "Simple-Stories/b.txt", "tales/c.txt", "d.txt")
-    found = stage_files(tmp_path, "tiny", only_stage=True)
+    found = corpus_files(tmp_path, corpus_named("tiny"), alone=True)
     assert [path.name for path in found.files] == ["d.txt", "c.txt"]
-    found = stage_files(tmp_path, "simple", only_stage=False)
+    found = corpus_files(tmp_path, corpus_named("simple"), alone=False)
     assert [path.name for path in found.files] == ["b.txt"]
+    found = corpus_files(tmp_path, corpus_named("tiny"), alone=True, others=[corpus_named("Tales")])
+    assert [path.name for path in found.files] == ["d.txt"]
+    found = corpus_files(tmp_path, corpus_named("Tales"), alone=False)
+    assert [path.name for path in found.files] == ["c.txt"]
 
 
-def test_a_stage_whose_folder_has_nothing_to_read_says_what_lies_there(tmp_path: Path) -> None:
+def test_a_corpus_whose_folder_has_nothing_to_read_says_what_lies_there(tmp_path: Path) -> None:
     touch(tmp_path, "tiny/stories.docx")
-    found = stage_files(tmp_path, "tiny", only_stage=True)
+    found = corpus_files(tmp_path, corpus_named("tiny"), alone=True)
     assert found.files == [] and "stories.docx" in found.left_out_words()
 
 

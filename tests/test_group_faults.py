@@ -23,6 +23,7 @@ from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder, Paths
 from storyladder.stage.loop import train_stage
 
+pytestmark = pytest.mark.slow
 _PATIENCE = 300  # seconds that a busy machine with one core may need
 STAGES: dict[str, dict[str, Any]] = {
     "memory": {"batch_size": 128, "micro_batch_size": 32, "max_steps": 4},
@@ -55,8 +56,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, write_toy_tokens: Callable[
     folder = tmp_path_factory.mktemp("stages")
     for case in STAGES:
         ladder = ladder_of(folder, case)
-        write_toy_tokens(ladder.folder("data") / TOY_TINY.train_file, n_tokens=5000)
-        write_toy_tokens(ladder.folder("data") / TOY_TINY.val_file, seed=10)
+        write_toy_tokens(ladder.folder("data") / "train.bin", n_tokens=5000)
+        write_toy_tokens(ladder.folder("data") / "val.bin", seed=10)
         text = f"from storyladder.settings import *\nPRESETS = ({ladder!r},)\n"
         (folder / f"{case}.py").write_text(text, encoding="utf-8")
     stores = {  # which torchrun holds

@@ -234,7 +234,7 @@ def test_a_stage_says_why_it_goes_without(
     assert "operations" not in capsys.readouterr().err
     monkeypatch.setattr(setup, "why_no_kernels", lambda: "the moon is full")
     train_stage(run_of(toy_data, plan=True), GPT)
-    assert capsys.readouterr().err.count("the moon is full: a step takes torch's own operations") == 1
+    assert capsys.readouterr().err.count("the moon is full: using torch's own operations") == 1
 
 
 def test_other_dtypes_and_devices_go_without() -> None:

@@ -11,7 +11,7 @@ from storyladder.learning.memory import fitting_micro_batch, predicted_memory, u
 from storyladder.settings import ModelConfig, StageConfig
 
 MODEL = ModelConfig()
-STAGE = StageConfig(name="tiny", train_file="", val_file="", result_file="", batch_size=24)
+STAGE = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", batch_size=24)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 

@@ -25,8 +25,8 @@ from storyladder.stage.setup import set_up
 BuildGPT = Callable[..., GPT]
 STAGE = StageConfig(
     name="tiny",
-    train_file="",
-    val_file="",
+    corpus="tiny",
+    script="train_tiny.py",
     result_file="",
     optimizer="muon",
     max_lr=0.25,
@@ -262,8 +262,8 @@ def test_a_stage_beyond_its_horizon_decays_less(small_gpt: BuildGPT) -> None:
 def test_a_stage_multiplies_in_its_precision(toy_data: Ladder) -> None:
     run = run_of(with_stage(toy_data, **MUON), precision="bf16")
     stage, _ = set_up(run, GPT, StopRequest(), ALONE)
-    assert isinstance(stage.learner.optimizer, Muon) and stage.learner.optimizer._product_dtype == torch.bfloat16
-    formats = [Precision(dtype, "", "cpu").product_dtype for dtype in (torch.bfloat16, torch.float16, torch.float32)]
+    assert isinstance(stage.learner.optimizer, Muon) and stage.learner.optimizer._matmul_dtype == torch.bfloat16
+    formats = [Precision(dtype, "", "cpu").matmul_dtype for dtype in (torch.bfloat16, torch.float16, torch.float32)]
     assert formats == [torch.bfloat16, torch.float32, torch.float32]
 
 

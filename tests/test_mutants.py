@@ -12,5 +12,6 @@ def test_every_listed_fault_can_be_injected_and_names_tests_that_exist() -> None
         assert mutant.old != mutant.new
         assert mutant.tests
         for test in mutant.tests:
-            path, _, name = test.partition("::")
-            assert f"def {name}".partition("[")[0] in (PROJECT / path).read_text(encoding="utf-8"), test
+            path, _, name = test.partition("[")[0].partition("::")
+            text = (PROJECT / path).read_text(encoding="utf-8")
+            assert not name or f"def {name}(" in text, test

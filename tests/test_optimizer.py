@@ -15,8 +15,8 @@ from storyladder.settings import StageConfig
 
 STAGE = StageConfig(
     name="tiny",
-    train_file="",
-    val_file="",
+    corpus="tiny",
+    script="train_tiny.py",
     result_file="",
     max_lr=0.25,
     weight_decay=0.125,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,59 @@ from stages import MICROS, SignalAt, files_of, interrupt_in_step, run_of, with_s
 
 from model import GPT
 from storyladder.runtime.checkpoint import read_checkpoint
+from storyladder.runtime.distributed import ALONE
 from storyladder.runtime.errors import Interrupted
 from storyladder.runtime.run_log import read_records
+from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder
 from storyladder.stage.loop import train_stage
+from storyladder.stage.pace import Pace
+from storyladder.stage.plan import Speed, fit_to_minutes, refit
+from storyladder.stage.setup import Stage, set_up
+
+
+@pytest.fixture
+def stage(toy_data: Ladder) -> Stage:
+    """A stage of a million steps that was given a minute, set up and not begun."""
+    ladder = with_stage(toy_data, max_steps=10**6, eval_interval=10**5, warmup_steps=1000)
+    return set_up(run_of(ladder, minutes=1.0), GPT, StopRequest(), ALONE)[0]
+
+
+def test_a_schedule_is_fitted_to_what_was_measured_of_the_minutes_that_are_left(stage: Stage) -> None:
+    schedules = []
+    for gone, speed in ((0.0, Speed(step=0.1, window=0.001)), (30.0, Speed(0.1, 0.001)), (0.0, Speed(0.2, 0.001))):
+        stage.pace = Pace(began_at=time.monotonic() - gone)
+        fit_to_minutes(stage, 1.0, speed)
+        schedules.append(stage.learner.stage)
+        assert stage.state.fitted == {name: getattr(schedules[-1], name) for name in stage.state.fitted}
+        assert len(stage.state.fitted) == 4 and len(stage.windows) == stage.learner.stage.val_windows
+        assert stage.pace.evaluation_seconds == 0.001 * len(stage.windows)
+    whole, half, slow = (schedule.max_steps for schedule in schedules)
+    assert 500 < whole < 600 and half == pytest.approx(whole / 2, rel=0.05) == slow
+    assert schedules[0].warmup_steps < 100 < schedules[0].eval_interval * 10
+
+
+def test_evaluations_that_were_made_keep_their_windows(stage: Stage) -> None:
+    stage.state.evaluated_at, before = 0, stage.learner.stage.val_windows
+    fit_to_minutes(stage, 1.0, Speed(step=0.1, window=0.001))
+    assert stage.state.fitted["val_windows"] == before
+
+
+def test_the_end_moves_to_where_the_pace_will_take_it_in_time(stage: Stage) -> None:
+    """Half a minute has gone for 100 steps: as many are left."""
+    now = time.monotonic()
+    stage.learner.stage = replace(stage.learner.stage, warmup_steps=10)
+    stage.pace = Pace(began_at=now - 30, loop_began_at=now - 30)
+    refit(stage)
+    assert stage.learner.stage.max_steps == 10**6, "no step was taken yet"
+    stage.pace.count(100, 29.0)
+    stage.state.step = 100
+    refit(stage)
+    assert 180 < stage.learner.stage.max_steps <= 200 and stage.state.fitted["max_steps"] < 201
+    stage.run = replace(stage.run, minutes=None)
+    stage.learner.stage = replace(stage.learner.stage, max_steps=10**6)
+    refit(stage)
+    assert stage.learner.stage.max_steps == 10**6, "nobody asked for minutes"
 
 
 def test_a_plan_names_what_is_needed_and_writes_nothing(

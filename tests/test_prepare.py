@@ -20,8 +20,9 @@ import pytest
 from running import ENVIRONMENT, command, edited_config, refusal, run_script
 
 from storyladder.corpus import prepare
-from storyladder.corpus.folders import stage_files
-from storyladder.corpus.prepare import StageText, build_token_files, sample_text, text_of_files
+from storyladder.corpus.corpora import corpus_named
+from storyladder.corpus.folders import corpus_files
+from storyladder.corpus.prepare import CorpusText, build_token_files, sample_text, text_of_files
 from storyladder.corpus.sample_stories import sample_stories
 from storyladder.corpus.token_file import Sidecar, open_token_file
 from storyladder.corpus.tokenizer import EOT, Tokenizer, gpt2_tokenizer
@@ -32,12 +33,12 @@ from storyladder.settings import CleaningConfig, CorpusConfig
 SIX = ("train.bin", "val.bin", "train_ch.bin", "val_ch.bin", "train_simp.bin", "val_simp.bin")
 
 
-def text_of(stories: list[str], val: list[str] | None = None) -> StageText:
-    return StageText(train=lambda: stories, val=(lambda: val) if val is not None else None, names=["given"])
+def text_of(stories: list[str], val: list[str] | None = None) -> CorpusText:
+    return CorpusText(train=lambda: stories, val=(lambda: val) if val is not None else None, names=["given"])
 
 
 def build(
-    folder: Path, text: StageText, *, corpus: CorpusConfig | None = None, **options: object
+    folder: Path, text: CorpusText, *, corpus: CorpusConfig | None = None, **options: object
 ) -> tuple[Sidecar, Sidecar]:
     """The sidecars of training and validation."""
     built = build_token_files(
@@ -171,7 +172,7 @@ def test_a_limit_ends_reading_and_leaves_a_tenth_for_validation(tmp_path: Path) 
             read += 1
             yield f"{i:09d}\u00e9"  # 11 bytes, 10 characters
 
-    stories = StageText(train=counted, val=lambda: (f"v{i:09d}" for i in range(10_000)), names=["x"])
+    stories = CorpusText(train=counted, val=lambda: (f"v{i:09d}" for i in range(10_000)), names=["x"])
     train, val = build(tmp_path, stories, limit_bytes=1100)
     assert (train.stories, train.text_bytes) == (100, 1100)
     assert read == 101, "no more than is needed"
@@ -223,7 +224,7 @@ def test_a_request_to_leave_is_met_on_the_way_and_leaves_no_file(tmp_path: Path)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, StageText(train=counted, val=None, names=["x"]), workers=1, check_stop=leave)
+        build(tmp_path, CorpusText(train=counted, val=None, names=["x"]), workers=1, check_stop=leave)
     assert 0 < read < 300
     assert names(tmp_path) == set()
 
@@ -241,8 +242,9 @@ def test_a_fault_in_the_middle_of_the_text_leaves_no_file_and_the_old_pair_whole
 # --- which files ------------------------------------------------------------------------------------------------------
 
 
-def found(folder: Path, stage: str, *, only_stage: bool = False) -> list[str]:
-    return [str(path.relative_to(folder)) for path in stage_files(folder, stage, only_stage=only_stage).files]
+def found(folder: Path, corpus: str, *, alone: bool = False) -> list[str]:
+    files = corpus_files(folder, corpus_named(corpus), alone=alone).files
+    return [str(path.relative_to(folder)) for path in files]
 
 
 @pytest.mark.parametrize(
@@ -266,15 +268,15 @@ def test_files_are_known_by_their_original_names(tmp_path: Path) -> None:
 
 def test_files_of_any_name_belong_to_the_one_stage_that_was_asked_for(tmp_path: Path) -> None:
     touch(tmp_path, "mine.txt", "yours.json")
-    assert found(tmp_path, "simple", only_stage=True) == ["mine.txt", "yours.json"]
+    assert found(tmp_path, "simple", alone=True) == ["mine.txt", "yours.json"]
     assert found(tmp_path, "simple") == []
     touch(tmp_path, "SimpleStories.txt")
-    assert found(tmp_path, "simple", only_stage=True) == ["SimpleStories.txt"]
+    assert found(tmp_path, "simple", alone=True) == ["SimpleStories.txt"]
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"there is no folder .*nowhere; give the folder .* with --from DIR"):
-        stage_files(tmp_path / "nowhere", "tiny", only_stage=False)
+        corpus_files(tmp_path / "nowhere", corpus_named("tiny"), alone=False)
 
 
 def sides(folder: Path, **contents: str) -> tuple[list[str], list[str] | None, list[str]]:
@@ -505,7 +507,7 @@ def test_work_grows_with_the_number_of_files_and_not_with_its_square(tmp_path: P
         written(tmp_path, **{f"{i:05d}{'_val' if i % 5 == 0 else ''}__txt": f"Tale {i}." for i in range(4000)}) / "tiny"
     )
     start = time.process_time()
-    found_files = stage_files(tmp_path, "tiny", only_stage=True)
+    found_files = corpus_files(tmp_path, corpus_named("tiny"), alone=True)
     text = text_of_files(found_files.files, None, found_files)
     assert text.val is not None and (len(list(text.train())), len(list(text.val()))) == (3200, 800)
     assert time.process_time() - start < 10, "half a second; in squares it is minutes"
@@ -520,18 +522,20 @@ def test_without_a_flag_the_raw_folder_is_read(tmp_path: Path, config: Path, tex
 
 
 def test_with_nothing_there_the_three_choices_are_named(tmp_path: Path, config: Path) -> None:
+    raw = tmp_path / "data" / "raw"
     assert refusal("prepare_data.py", "--config", config) == (
-        "error: Where are the stories? --sample makes the bundled ones (no network), --download fetches the real "
-        "corpora (7.4 GB; with --limit-mb 100 less), --from DIR reads a folder of yours; "
-        f"without a flag {tmp_path / 'data' / 'raw'} is read\n"
+        f"error: no text for corpus tiny in {raw}. Where are the stories? --sample makes the bundled ones (no network),"
+        " --download fetches the real corpora (7.4 GB; with --limit-mb 100 less), --from DIR reads a folder of yours; "
+        f"without a flag {raw} is read\n"
     )
 
 
-def test_a_stage_without_text_is_told_before_any_other_is_prepared(tmp_path: Path, config: Path, texts: Path) -> None:
+def test_a_corpus_without_text_is_told_before_any_other_is_prepared(tmp_path: Path, config: Path, texts: Path) -> None:
     (texts / "Children-Stories-0-Final.json").unlink()
     assert refusal("prepare_data.py", "--config", config, "--from", texts) == (
-        f"error: no text for stage children in {texts}; put files into {texts / 'children'} (.txt .json .jsonl .ndjson "
-        ".csv .tsv .parquet .arrow .feather .gz .bz2 .xz .zst .zip), or prepare another stage alone with --stage\n"
+        f"error: no text for corpus children in {texts}; put files into {texts / 'children'} "
+        "(.txt .json .jsonl .ndjson .csv .tsv .parquet .arrow .feather .gz .bz2 .xz .zst .zip), "
+        "or prepare another stage alone with --stage\n"
     )
     assert names(tmp_path / "data") == {".prepare.lock"}
 
@@ -540,14 +544,14 @@ def test_a_stage_without_text_is_told_before_any_other_is_prepared(tmp_path: Pat
     ("flags", "words"),
     [
         (("--sample", "--download"), "argument --download: not allowed with argument --sample"),
-        (("--stage", "tny"), "argument --stage: invalid choice: 'tny'"),
+        (("--stage", "tny"), "preset 'default' of {config} has no stage 'tny'; did you mean 'tiny'?"),
         (("--limit-mb", "0"), "argument --limit-mb: is '0'; expected a number above 0"),
         (("--limit-mb", "many"), "argument --limit-mb: is 'many'; expected a number above 0"),
         (("--from", "/nowhere"), "there is no folder /nowhere; give the folder that holds the stories with --from DIR"),
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused(config: Path, flags: tuple[str, ...], words: str) -> None:
-    assert refusal("prepare_data.py", "--config", config, *flags).startswith(f"error: {words}")
+    assert refusal("prepare_data.py", "--config", config, *flags).startswith(f"error: {words.format(config=config)}")
 
 
 def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path, config: Path) -> None:
@@ -588,6 +592,49 @@ def started(*flags: object, **environment: str) -> Iterator[subprocess.Popen[str
             process.kill()
 
 
+@pytest.fixture
+def with_fables(tmp_path: Path) -> Path:
+    """config.py with a fourth stage, whose corpus is the user's own, and a fifth that learns from it once more."""
+    return edited_config(
+        tmp_path,
+        "FABLES = replace(SIMPLE, name='fables', corpus='fables', script='train_fables.py', result_file='fables.pt')",
+        "MORE = replace(FABLES, name='more', script='train_more.py', result_file='more.pt', init_from='fables')",
+        f"HERE = replace(LADDER, paths=Paths(root={str(tmp_path)!r}), corpus=CorpusConfig(sample_stories=100))",
+        "FIVE = replace(HERE, stages=(TINY, CHILDREN, SIMPLE, FABLES, MORE))",
+        "PRESETS = (FIVE, replace(HERE, name='alone', stages=(replace(FABLES, init_from=None),)))",
+    )
+
+
+def test_a_corpus_of_ones_own_is_read_from_data_raw_beside_samples(tmp_path: Path, with_fables: Path) -> None:
+    raw = tmp_path / "data" / "raw"
+    told = refusal("prepare_data.py", "--config", with_fables, "--sample")
+    assert told.startswith(
+        f"error: no text for corpus fables in {raw} (only tiny, children, simple can be downloaded, or made up as "
+        f"samples); put files into {raw / 'fables'} (.txt .json"
+    )
+    assert names(tmp_path / "data") == {".prepare.lock"}, "told before any other is prepared"
+    fables = [f"Fable {i}. The fox ran." for i in range(30)]
+    (raw / "fables").mkdir(parents=True)
+    (raw / "fables" / "a.txt").write_text("\n<|endoftext|>\n".join(fables))
+    lines = prepared(with_fables, "--sample")
+    assert [Path(line.split(": ")[0]).name for line in lines] == [*SIX, "train_fables.bin", "val_fables.bin"]
+    own = stories_in(tmp_path / "data" / "train_fables.bin") + stories_in(tmp_path / "data" / "val_fables.bin")
+    assert sorted(own) == sorted(fables)
+
+
+def test_a_corpus_of_ones_own_is_read_from_a_folder_that_is_given(tmp_path: Path, with_fables: Path) -> None:
+    (tmp_path / "in" / "tiny").mkdir(parents=True)
+    (tmp_path / "in" / "tiny" / "other.txt").write_text("Not a fable.\n<|endoftext|>\n" * 3)
+    flags = ("--config", with_fables, "--from", tmp_path / "in", "--stage", "more")
+    assert refusal("prepare_data.py", *flags).startswith(f"error: no text for corpus fables in {tmp_path / 'in'}; put ")
+    (tmp_path / "in" / "any.txt").write_text("One.\n<|endoftext|>\nTwo.\n<|endoftext|>\nThree.")
+    assert len(prepared(with_fables, *flags[2:])) == 2, "of any name, for one corpus alone"
+    lines = prepared(with_fables, "--preset", "alone", "--from", tmp_path / "in")
+    assert [line.split(": ")[0] for line in lines] == [
+        str(tmp_path / "data" / "alone" / f"{side}_fables.bin") for side in ("train", "val")
+    ]
+
+
 def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 30
     while not condition():
@@ -602,7 +649,7 @@ def test_a_signal_in_the_middle_leaves_with_its_status_and_without_files(tmp_pat
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (143, "")
-    assert err == "\nleaving as soon as everything is saved (once more: leave at once)\n"
+    assert err == "\nstopping once everything is saved (press Ctrl-C again to stop immediately)\n"
     assert names(partial.parent) == {".prepare.lock"}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storyladder.runtime.progress import Progress, duration_words, time_left
+from storyladder.runtime.progress import Progress, duration_text, time_left
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from storyladder.runtime.progress import Progress, duration_words, time_left
     ],
 )
 def test_durations_are_said_in_words(seconds: float, words: str) -> None:
-    assert duration_words(seconds) == words
+    assert duration_text(seconds) == words
 
 
 def test_the_time_left_counts_steps_and_evaluations() -> None:
@@ -56,7 +56,7 @@ def test_without_a_terminal_there_are_plain_lines_and_not_one_a_step(capsys: pyt
     with Progress("tiny", step=0, max_steps=2000) as progress:
         for step in range(1, 500):
             progress.show(step, 2000, f"loss {step}")
-        progress.say("step 500: val_loss 2.5")
+        progress.report("step 500: val_loss 2.5")
     out, err = capsys.readouterr()
     assert out == "" and err == "tiny step 1 of 2,000: loss 1\nstep 500: val_loss 2.5\n"
 
@@ -78,7 +78,7 @@ def test_a_terminal_shows_a_bar_of_the_whole_stage_with_words_and_lines_above(mo
     monkeypatch.setattr(sys, "stderr", terminal)
     with Progress("tiny", step=40, max_steps=100) as progress:
         progress.show(50, 200, "loss 2.5, 3 min 00 s left")
-        progress.say("val_loss 2.4")
+        progress.report("val_loss 2.4")
     shown = terminal.getvalue()
     assert "tiny  40%|" in shown, "a resumed stage does not start at 0"
     assert "50/200" in shown and " 25%|" in shown and "loss 2.5, 3 min 00 s left" in shown
@@ -91,7 +91,7 @@ def test_a_terminal_that_was_closed_does_not_end_the_training(monkeypatch: pytes
     with Progress("tiny", step=0, max_steps=100) as progress:
         terminal.gone = True
         progress.show(50, 100, "loss 2.5")
-        progress.say("val_loss 2.4")
+        progress.report("val_loss 2.4")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is always full")
@@ -100,6 +100,6 @@ def test_a_log_whose_disk_is_full_does_not_end_the_training(monkeypatch: pytest.
     monkeypatch.setattr(sys, "stderr", full)
     with Progress("tiny", step=0, max_steps=100) as progress:
         progress.show(50, 100, "loss 2.5")
-        progress.say("val_loss 2.4")
+        progress.report("val_loss 2.4")
     with contextlib.suppress(OSError):
         full.close()

@@ -31,14 +31,14 @@ def test_a_prompt_is_commented_in_a_line_and_only_where_there_is_something_to_sa
     assert notes_on("Once upon a time", TOKENIZER, SEEN_V) == []
     assert notes_on("zygomorphic", TOKENIZER, None) == [], "a checkpoint that does not say what it saw"
     (note,) = notes_on("zygomorphic cat", TOKENIZER, SEEN_V)
-    assert note == "note: training never saw 'zygomorphic'; the story may make little of it"
+    assert note == "note: training never saw 'zygomorphic'; the story may ignore it"
     (note,) = notes_on(" ".join(f"zyg{n}" for n in range(9)) + " " + "x" * 10_000, TOKENIZER, SEEN_V)
     assert "'zyg4', ...;" in note and len(note) < 200
 
 
 def test_a_marker_in_a_prompt_is_explained() -> None:
     assert notes_on("Once <|endoftext|>", TOKENIZER, [True] * TOKENIZER.vocab_size) == [
-        "note: <|endoftext|> in a prompt is ordinary text and ends no story"
+        "note: <|endoftext|> in a prompt is ordinary text and does not end the story"
     ]
 
 

@@ -94,18 +94,21 @@ def test_a_record_that_cannot_be_written_is_said_once_and_raises_nothing(
     log.write("train", step=1)
     log.write("train", step=2)
     out, err = capsys.readouterr()
-    assert out == "" and err == f"warning: cannot write the record {log.path} (File exists); going on\n"
+    assert out == "" and err == f"warning: cannot write the run log {log.path} (File exists); training continues\n"
 
 
 def test_a_record_that_cannot_be_read_raises_nothing_either(log: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
     log.path.mkdir(parents=True)
     log.truncate_after(3, evaluated_at=3)
     log.write("train", step=1)
-    assert capsys.readouterr().err == f"warning: cannot write the record {log.path} (Is a directory); going on\n"
+    assert (
+        capsys.readouterr().err
+        == f"warning: cannot write the run log {log.path} (Is a directory); training continues\n"
+    )
 
 
 def test_a_record_that_cannot_be_set_aside_raises_nothing(log: RunLog, capsys: pytest.CaptureFixture[str]) -> None:
     log.write("train", step=1)
     (log.path.parent / "tiny.before-1.jsonl").mkdir()
     log.set_aside("1")
-    assert "(Is a directory); going on" in capsys.readouterr().err
+    assert "(Is a directory); training continues" in capsys.readouterr().err

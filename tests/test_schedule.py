@@ -12,8 +12,8 @@ from storyladder.settings import StageConfig
 
 STAGE = StageConfig(
     name="tiny",
-    train_file="",
-    val_file="",
+    corpus="tiny",
+    script="train_tiny.py",
     result_file="",
     max_steps=110,
     warmup_steps=10,
@@ -71,7 +71,7 @@ def test_a_stage_longer_than_the_horizon_of_its_rates_has_smaller_ones(schedule:
 
 
 def test_the_default_first_stage_starts_at_a_thousandth_of_its_peak() -> None:
-    stage = StageConfig(name="tiny", train_file="", val_file="", result_file="")
+    stage = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="")
     rates = [lr_at(step, stage) for step in (0, 999, 1_000, 100_500, 200_000)]
     assert rates == pytest.approx([3e-7, 3e-4, 3e-4, 1.65e-4, 3e-5])
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +15,10 @@ from conftest import MUON
 from running import PROJECT, edited_config, refusal, run_script
 
 import config
+from storyladder.corpus.tokenizer import tokenizer_named
 from storyladder.runtime.errors import SettingsError
 from storyladder.settings import (
+    TOKENIZERS,
     CleaningConfig,
     CorpusConfig,
     GenerateConfig,
@@ -55,7 +60,6 @@ def test_the_default_model_has_the_promised_shape_and_27_846_000_parameters() ->
         "dropout": 0.1,
     }
     assert model.n_params == 27_846_000
-    assert model.head_dim == 42
 
 
 def test_the_defaults_of_the_classes_are_the_promised_model_too() -> None:
@@ -76,11 +80,8 @@ def test_stage_1_is_as_promised() -> None:
 def test_the_files_have_the_promised_names() -> None:
     stages = config.LADDER.stages
     assert [stage.name for stage in stages] == ["tiny", "children", "simple"]
-    assert [(stage.train_file, stage.val_file) for stage in stages] == [
-        ("train.bin", "val.bin"),
-        ("train_ch.bin", "val_ch.bin"),
-        ("train_simp.bin", "val_simp.bin"),
-    ]
+    assert [stage.corpus for stage in stages] == ["tiny", "children", "simple"]
+    assert [stage.script for stage in stages] == ["train_tiny.py", "train_children.py", "train_simp.py"]
     assert [stage.result_file for stage in stages] == [
         "tinystories_28M_final.pt",
         "children_stories_fin.pt",
@@ -138,7 +139,7 @@ def test_settings_cannot_be_changed_in_place_and_need_their_names() -> None:
 def test_every_problem_is_told_at_once_with_its_value_and_a_remedy(toy_ladder: Ladder) -> None:
     wrong = replace(
         with_tiny(toy_ladder, max_lr="3e-4", eval_interval=0),
-        model=ModelConfig(dropout=1.5, n_layr=8),  # type: ignore[call-arg]
+        model=ModelConfig(dropout=1.5),
         generate=GenerateConfig(top_k=-1),
         corpus=CorpusConfig(val_percent=float("nan"), cleaning=CleaningConfig(lowercase=1)),
         paths=Paths(root=Path("/tmp")),  # type: ignore[arg-type]
@@ -147,7 +148,6 @@ def test_every_problem_is_told_at_once_with_its_value_and_a_remedy(toy_ladder: L
         check(wrong)
     assert str(error.value).splitlines() == [
         "preset 'default' in config.py:",
-        "  - model: ModelConfig has no field 'n_layr'; did you mean 'n_layer'?",
         "  - model: dropout is 1.5; expected 0 to 0.9, for example 0.1",
         "  - corpus: val_percent is nan; expected a finite number, for example 1.0",
         "  - corpus.cleaning: lowercase is 1; expected True or False, for example False",
@@ -177,7 +177,7 @@ def test_every_problem_is_told_at_once_with_its_value_and_a_remedy(toy_ladder: L
         ("patience", 0),
         ("patience", 2.5),
         ("compact_vocabulary", 1),
-        ("train_file", None),
+        ("corpus", None),
         ("init_from", 5),
     ],
 )
@@ -192,7 +192,7 @@ def test_a_value_of_the_wrong_type_or_out_of_its_limits_is_told_with_its_name(
 def test_the_example_in_a_message_is_a_value_that_would_do(toy_ladder: Ladder) -> None:
     assert only_problem(with_tiny(toy_ladder, init_from=5)).endswith("expected a text or None, for example None")
     assert only_problem(with_tiny(toy_ladder, patience="5")).endswith("expected a whole number or None, for example 1")
-    assert only_problem(with_tiny(toy_ladder, val_file=3)).endswith("expected a text, for example 'text'")
+    assert only_problem(with_tiny(toy_ladder, script=3)).endswith("expected a text, for example 'text'")
 
 
 def test_whole_numbers_serve_where_any_number_is_expected_and_limits_themselves_are_allowed(toy_ladder: Ladder) -> None:
@@ -207,24 +207,30 @@ def test_ids_that_do_not_fit_into_a_token_file_are_refused(toy_ladder: Ladder) -
     assert line == "model: vocab_size is 65537; expected 2 to 65536, for example 50257"
 
 
-def test_a_misspelt_field_names_the_nearest_also_through_replace(toy_ladder: Ladder) -> None:
-    expected = "stage 'tiny': StageConfig has no field 'max_step'; did you mean 'max_steps'?"
-    assert only_problem(with_tiny(toy_ladder, max_step=5)) == expected
-    values = dataclasses.asdict(toy_ladder.stages[0])
-    direct = StageConfig(**values, max_step=5)
-    assert only_problem(replace(toy_ladder, stages=(direct, *toy_ladder.stages[1:]))) == expected
-    assert only_problem(Ladder(**{**vars_of(toy_ladder), "modle": 3})) == (
-        "Ladder has no field 'modle'; did you mean 'model'?"
+def test_misspelt_fields_are_refused_at_once_all_of_them_with_the_nearest_also_through_replace() -> None:
+    one, two = (
+        "StageConfig has no field 'max_step'; did you mean 'max_steps'?",
+        "'warm_steps'; did you mean 'warmup_ste",
     )
+    with pytest.raises(SettingsError) as error:
+        replace(config.TINY, warm_steps=3, max_step=5, max_lr=1e-3)  # type: ignore[call-arg]
+    assert str(error.value).startswith(f"{one}; StageConfig has no field {two}")
+    with pytest.raises(
+        SettingsError, match=r"^StageConfig has no field 'max_step'.*; StageConfig needs a value for co"
+    ):
+        StageConfig(name="tiny", max_step=5)  # type: ignore[call-arg]
+    with pytest.raises(SettingsError, match=r"^Ladder has no field 'modle'; did you mean 'model'\?$"):
+        Ladder(modle=3)  # type: ignore[call-arg]
 
 
-def vars_of(ladder: Ladder) -> dict[str, object]:
-    return {field.name: getattr(ladder, field.name) for field in dataclasses.fields(ladder)}
-
-
-def test_a_field_that_must_be_given_is_named(toy_ladder: Ladder) -> None:
-    with pytest.raises(SettingsError, match=r"^StageConfig needs a value for name, result_file, train_file, val_file$"):
+def test_a_field_that_must_be_given_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"^StageConfig needs a value for corpus, name, result_file, script$"):
         StageConfig()  # type: ignore[call-arg]
+
+
+def test_a_field_of_older_copies_of_config_py_is_told_with_what_took_its_place() -> None:
+    with pytest.raises(SettingsError, match=r"no field 'train_file'; the stage's corpus names the token files: set co"):
+        replace(config.TINY, train_file="train.bin")  # type: ignore[call-arg]
 
 
 def test_a_word_without_a_neighbour_gets_the_list_of_what_there_is() -> None:
@@ -279,11 +285,13 @@ def test_the_lowest_rate_must_not_be_above_the_highest(toy_ladder: Ladder) -> No
 def test_optimizer_and_schedule_are_words_of_a_list(toy_ladder: Ladder) -> None:
     assert told(with_tiny(toy_ladder, schedule="linear")) == []
     assert only_problem(with_tiny(toy_ladder, optimizer="Muon")) == (
-        "stage 'tiny': optimizer is 'Muon'; expected 'adamw' or 'muon'"
+        "stage 'tiny': optimizer is 'Muon'; did you mean 'muon'?"
     )
     assert only_problem(with_tiny(toy_ladder, schedule="line")) == (
-        "stage 'tiny': schedule is 'line'; expected 'cosine' or 'linear'"
+        "stage 'tiny': schedule is 'line'; did you mean 'linear'?"
     )
+    assert only_problem(replace(toy_ladder, tokenizer="bpe")) == "tokenizer is 'bpe'; there are gpt2"
+    assert [tokenizer_named(name).vocab_size for name in TOKENIZERS] == [50257], "every one that is offered is there"
 
 
 def test_muon_needs_rates_for_what_adamw_moves(toy_ladder: Ladder) -> None:
@@ -294,16 +302,31 @@ def test_muon_needs_rates_for_what_adamw_moves(toy_ladder: Ladder) -> None:
     assert told(with_tiny(toy_ladder, wte_lr=1e-3, lr_horizon=500)) == []  # AdamW may have them
 
 
-def test_the_ladder_has_its_three_rungs_once_each(toy_ladder: Ladder) -> None:
+def test_a_ladder_is_any_chain_of_stages_but_none(toy_ladder: Ladder) -> None:
     tiny, children, simple = toy_ladder.stages
-    assert only_problem(replace(toy_ladder, stages=(tiny, children))) == (
-        "stages lacks simple; the ladder has three rungs: tiny, children, simple"
-    )
-    lines = told(replace(toy_ladder, stages=(tiny, children, replace(simple, name="simpel"))))
-    assert "stage 'simpel': unknown name; did you mean 'simple'?" in lines
-    assert "stage 'tiny': stands in `stages` twice; keep one" in told(
-        replace(toy_ladder, stages=(tiny, tiny, children))
-    )
+    more = replace(simple, name="more", script="train_more.py", result_file="more.pt", init_from="simple")
+    own = replace(more, name="own", corpus="own", script="train_own.py", result_file="own.pt", init_from=None)
+    for stages in [(tiny,), (own,), (tiny, children), (tiny, children, simple, more), (tiny, own, children)]:
+        assert told(replace(toy_ladder, stages=stages)) == []
+    assert only_problem(replace(toy_ladder, stages=())) == "stages is (); expected at least one, for example (TINY,)"
+    with pytest.raises(
+        SettingsError, match=r"^preset 'default' of config\.py has no stage 'tny'; did you mean 'tiny'\?"
+    ):
+        toy_ladder.stage("tny")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("name", "my stage", "expected a word of letters, digits and _, which names files"),
+        ("corpus", "../raw", "expected a word of letters, digits and _, which names files"),
+        ("script", "tales/train.py", "expected a script in the project's folder, for example 'train_tiny.py'"),
+        ("script", "train_tiny", "expected a script in the project's folder, for example 'train_tiny.py'"),
+    ],
+)
+def test_names_of_a_stage_are_words(toy_ladder: Ladder, field: str, value: str, expected: str) -> None:
+    line = only_problem(replace(toy_ladder, stages=(replace(toy_ladder.stages[0], **{field: value}),)))
+    assert line == f"stage {'my stage' if field == 'name' else 'tiny'!r}: {field} is {value!r}; {expected}"
 
 
 @pytest.mark.parametrize("stages", [[], None, "tiny"])
@@ -332,12 +355,12 @@ def test_no_stage_may_write_over_the_file_of_another(toy_ladder: Ladder) -> None
     tiny, children, simple = toy_ladder.stages
     copied = replace(toy_ladder, stages=(tiny, replace(children, result_file=tiny.result_file), simple))
     assert only_problem(copied) == (
-        "stage 'children': result_file is 'tinystories_28M_final.pt', as is stage 'tiny': result_file; "
-        "give each its own"
+        "stage 'children': result_file is 'tinystories_28M_final.pt', as in a stage before it; give each its own"
     )
-    assert only_problem(with_tiny(toy_ladder, val_file="train.bin")) == (
-        "stage 'tiny': val_file is 'train.bin', as is stage 'tiny': train_file; give each its own"
-    )
+    assert told(replace(toy_ladder, stages=(tiny, tiny))) == [
+        f"stage 'tiny': {field} is {getattr(tiny, field)!r}, as in a stage before it; give each its own"
+        for field in ("name", "script", "result_file")
+    ]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "raw"])
@@ -409,7 +432,8 @@ def row(text: str, name: str) -> list[str]:
 
 def test_config_py_prints_parameters_and_every_stage() -> None:
     text = printed()
-    assert text.startswith("preset default: 27,846,000 parameters (8 layers, 8 heads, width 336, context 256, 50,257 ")
+    shape = "(8 layers, 8 heads, width 336, context 256, 50,257 tokens of gpt2, dropout 0.1)"
+    assert text.startswith(f"preset default: 27,846,000 parameters {shape}\n")
     assert row(text, "tokens per step") == ["8,192"] * 3
     assert row(text, "max_steps") == ["200,000", "90,000", "60,000"]
     assert row(text, "tokens in all") == ["1,638,400,000", "737,280,000", "491,520,000"]
@@ -427,6 +451,21 @@ def test_config_py_prints_another_preset_and_an_edited_copy(tmp_path: Path) -> N
     assert row(text, "max_steps") == [f"{stage.max_steps:,}" for stage in config.DEMO.stages]
     path = edited_config(tmp_path, "PRESETS = (replace(LADDER, model=replace(MODEL, n_layer=2)),)")
     assert printed("--config", path).startswith("preset default: 19,691,280 parameters (2 layers")
+
+
+def test_a_copy_of_config_py_prints_itself_and_its_mistakes_in_a_line(tmp_path: Path) -> None:
+    shutil.copytree(PROJECT / "storyladder", tmp_path / "storyladder", ignore=shutil.ignore_patterns("__pycache__"))
+    path = edited_config(tmp_path, "PRESETS = (replace(LADDER, name='night'),)")
+
+    def run(*flags: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, str(path), *flags]
+        return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+    assert run("--preset", "night").stdout.startswith("preset night: ")
+    path = edited_config(tmp_path, "BAD = replace(TINY, max_lrr=1)")
+    done, lines = run(), path.read_text(encoding="utf-8").count("\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: edited.py line {lines}: StageConfig has no field 'max_lrr'; did you mean 'max_lr'?\n"
 
 
 def test_a_misspelt_preset_names_the_nearest() -> None:

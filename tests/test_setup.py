@@ -68,7 +68,7 @@ def test_a_resumed_stage_keeps_the_precision_that_it_began_in(
     resume = files_of(toy_data).resume
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: other)
     interrupt_in_step(toy_data, 0, precision="auto")
-    assert f"{began} because the stage began in it" in capsys.readouterr().out
+    assert f"{began} because the stage began with it" in capsys.readouterr().out
     assert read_checkpoint(resume)["progress"]["precision"] == began
     records = read_records(files_of(toy_data).record)
     assert {record["precision"] for record in records if record["event"] == "start"} == {began}
@@ -82,7 +82,7 @@ def test_a_precision_that_this_machine_lacks_is_refused_or_replaced_by_flag(
     resume = files_of(toy_data).resume
     payload = read_checkpoint(resume)
     save_checkpoint(resume, {**payload, "progress": payload["progress"] | {"precision": "fp16"}}, keep_previous=False)
-    with pytest.raises(UserError, match=r"began in fp16, but fp16 does not .* try --precision fp32 --accept-changes$"):
+    with pytest.raises(UserError, match=r"began with fp16, but fp16 does .* try --precision fp32 --accept-changes$"):
         train_stage(run_of(toy_data, precision="auto"), GPT)
     interrupt_in_step(toy_data, 0, precision="auto", accept_changes=True)
     assert read_checkpoint(resume)["progress"]["precision"] == "fp32"

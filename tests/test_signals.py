@@ -24,7 +24,7 @@ from storyladder.runtime.errors import user_errors
 from storyladder.runtime.signals import stop_on_signals
 with user_errors(), stop_on_signals() as stop:
     if "group" in sys.argv:
-        stop.share(speaks=True)
+        stop.share(prints=True)
     print("ready", flush=True)
     while stop.signal_number is None:
         time.sleep(0.01)
@@ -65,7 +65,7 @@ def test_a_signal_sets_a_flag_and_says_so_and_the_program_goes_on(
         with pytest.raises(Interrupted, match=f"stopped by {number.name}") as left:
             stop.check()
     assert left.value.exit_status == 128 + number
-    assert capfd.readouterr() == ("", "\nleaving as soon as everything is saved (once more: leave at once)\n")
+    assert capfd.readouterr() == ("", "\nstopping once everything is saved (press Ctrl-C again to stop immediately)\n")
 
 
 def test_sigusr1_asks_to_save_once_and_not_to_leave() -> None:
@@ -91,7 +91,7 @@ def test_a_program_that_was_asked_leaves_with_128_and_the_number_of_the_signal(n
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (128 + number, f"asked by {int(number)}\n")
-    assert err == "\nleaving as soon as everything is saved (once more: leave at once)\n"
+    assert err == "\nstopping once everything is saved (press Ctrl-C again to stop immediately)\n"
 
 
 def test_a_second_signal_leaves_at_once_with_its_own_number() -> None:

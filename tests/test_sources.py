@@ -26,15 +26,9 @@ from huggingface_hub import utils as hub_utils
 from loopback_hub import LOGIN_PAGE, REPO, REVISION, Answer, Hub, self_signed, serving, sha256
 from running import ENVIRONMENT, command, edited_config, run_script
 
+from storyladder.corpus.corpora import RemoteFile, Source, corpus_named
 from storyladder.corpus.download import ATTEMPTS, BLOCK_BYTES, LONGEST_WAIT_S
-from storyladder.corpus.sources import (
-    SOURCES,
-    SPARE_DISK_BYTES,
-    RemoteFile,
-    Source,
-    download_source,
-    hub_endpoint,
-)
+from storyladder.corpus.sources import SPARE_DISK_BYTES, download_source, hub_endpoint
 from storyladder.runtime.errors import DownloadError
 
 CHUNK = 1 << 18  # what the library writes at once
@@ -70,7 +64,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, waited: list[float]) ->
 
 
 def corpus(*files: RemoteFile, val: tuple[RemoteFile, ...] = ()) -> Source:
-    return Source(stage="tiny", repo=REPO, revision=REVISION, files=files, val_files=val, field=None, licence="MIT")
+    return Source(repo=REPO, revision=REVISION, files=files, val_files=val)
 
 
 def serve(hub: Hub, path: str = "data/tales.txt", body: bytes = BODY, **changes: Any) -> Source:
@@ -86,7 +80,7 @@ class Here:
         self.said: list[str] = []
 
     def bring(self, source: Source, **changes: Any) -> list[Path]:
-        how: dict[str, Any] = {"endpoint": self.hub.address, "say": self.said.append}
+        how: dict[str, Any] = {"stage": "tiny", "endpoint": self.hub.address, "say": self.said.append}
         return download_source(source, self.folder, **how | changes)
 
     def refusal(self, source: Source, **changes: Any) -> str:
@@ -121,36 +115,10 @@ def here(tmp_path: Path, hub: Hub) -> Here:
     return Here(tmp_path / "raw" / "tiny", hub)
 
 
-# The table
-
-
-def test_the_table_holds_the_pinned_revisions_and_sizes() -> None:
-    tiny, children, simple = (SOURCES[stage] for stage in ("tiny", "children", "simple"))
-    assert (tiny.repo, tiny.revision) == ("roneneldan/TinyStories", "f54c09fd23315a6f9c86f9dc80f725de7d8f9c64")
-    assert children.repo == "ajibawa-2023/Children-Stories-Collection"
-    assert children.revision == "50682ae3fe62733f929fe091691fe639855ffecf"
-    assert (simple.repo, simple.revision) == ("SimpleStories/SimpleStories", "e63b8adc3b1a1bdc7cac5b500d150b71346b0628")
-    assert [file.bytes for file in tiny.files + tiny.val_files] == [2_227_753_162, 22_502_601]
-    assert [file.sha256 for file in tiny.files + tiny.val_files] == [
-        "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443",
-        "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d",
-    ]
-    assert [file.path for file in children.files] == [f"Children-Stories-{i}-Final.json" for i in range(10)]
-    train = [file.bytes for file in simple.files]
-    assert sum(n or 0 for n in train) == 1_665_029_692
-    assert train[:4] == [238_015_938, 238_000_197, 237_741_821, 237_658_974]
-    assert train[4:] == [238_085_905, 237_848_790, 237_678_067]
-    assert sum(n or 0 for n in train) + (simple.val_files[0].bytes or 0) == 1_681_868_249
-    assert simple.files[6].path == "data/train-00006-of-00007.parquet"
-    assert (tiny.field, children.field, simple.field) == (None, "text", "story")
-    assert all(stage == source.stage for stage, source in SOURCES.items())
-
-
-def test_validation_files_are_told_from_training_files_by_either_name() -> None:
-    tiny = SOURCES["tiny"]
-    assert tiny.is_validation(Path("data/raw/tiny/TinyStoriesV2-GPT4-valid.txt"))
-    assert tiny.is_validation(Path("data/raw/tiny/TinyStoriesV2-GPT4-val.txt"))
-    assert not tiny.is_validation(Path("data/raw/tiny/TinyStoriesV2-GPT4-train.txt"))
+def source_of(corpus: str) -> Source:
+    source = corpus_named(corpus).source
+    assert source is not None
+    return source
 
 
 # A sound hub
@@ -175,7 +143,6 @@ def test_training_files_come_first_and_validation_files_last(hub: Hub, here: Her
     source = corpus(*train, val=val)
     paths = here.bring(source)
     assert [path.name for path in paths] == ["train.txt", "valid.txt"]
-    assert [source.is_validation(path) for path in paths] == [False, True]
     assert [line.lower() for line in hub.requests].count(
         f"get /api/datasets/{REPO}/revision/{REVISION}?blobs=true"
     ) == 1
@@ -527,7 +494,7 @@ def test_a_proxy_of_the_environment_is_used_and_named_when_it_fails(
 
 @pytest.mark.parametrize("stage", ["tiny", "children"], ids=["a beginning", "a whole file"])
 def test_a_signal_leaves_with_its_own_status_and_keeps_what_has_come(hub: Hub, tmp_path: Path, stage: str) -> None:
-    source, raw = SOURCES[stage], tmp_path / "data" / "raw" / stage
+    source, raw = source_of(stage), tmp_path / "data" / "raw" / stage
     hub.repo, hub.revision = source.repo, source.revision
     hub.files = {file.path: STORY * 150_000 for file in source.files[:1] + source.val_files}
     hub.listed = {file.path: {"size": file.bytes, "sha256": file.sha256} for file in source.files if file.bytes}
@@ -567,7 +534,7 @@ def test_offline_mode_asks_nobody(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_neither_telemetry_nor_anybody_else_is_asked(hub: Hub, tmp_path: Path) -> None:
-    tiny = SOURCES["tiny"]
+    tiny = source_of("tiny")
     hub.repo, hub.revision, hub.has_xet = tiny.repo, tiny.revision, True
     hub.files = {file.path: STORIES for file in tiny.files + tiny.val_files}
     hub.listed = {file.path: {"size": file.bytes, "sha256": file.sha256} for file in tiny.files + tiny.val_files}

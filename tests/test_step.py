@@ -76,7 +76,7 @@ def test_gradients_are_added_to_those_that_are_there_and_a_step_starts_from_none
     stepper_of(model).accumulate_gradients(batch, 0)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, 2 * once[name], rtol=0, atol=1e-12)
-    loose = {"stage": StageConfig(name="tiny", train_file="", val_file="", result_file="", grad_clip=1e6)}
+    loose = {"stage": StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", grad_clip=1e6)}
     take_step(model, build_optimizer(model, STAGE), batch, **loose)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, once[name], rtol=0, atol=1e-12)
@@ -87,7 +87,7 @@ def test_a_step_clips_tells_loss_and_norm_and_moves_by_the_rate(small_gpt: Build
     loss, grads = accumulated(model, batch, 2)
     norm = torch.cat([grad.flatten() for grad in grads.values()]).norm().item()
     optimizer, before = build_optimizer(model, STAGE), everything(model, build_optimizer(model, STAGE))
-    stage = StageConfig(name="tiny", train_file="", val_file="", result_file="", grad_clip=norm / 4)
+    stage = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", grad_clip=norm / 4)
     result = take_step(model, optimizer, batch, stage=stage, lr=0.01)
     assert result.applied
     assert result.train_loss == pytest.approx(loss, rel=1e-6)
@@ -135,7 +135,7 @@ def test_a_step_draws_dropout_by_the_seed_of_the_stage_and_its_own_number(small_
     losses = {}
     for seed, step in ((7, 0), (7, 1), (8, 0)):
         model.load_state_dict(start)
-        stage = StageConfig(name="tiny", train_file="", val_file="", result_file="", seed=seed)
+        stage = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="", seed=seed)
         losses[seed, step] = take_step(model, build_optimizer(model, stage), batch, stage=stage, step=step).train_loss
         assert losses[seed, step] == pytest.approx(accumulated_from(model, start, batch, (seed, step)), abs=1e-6)
     assert len(set(losses.values())) == 3

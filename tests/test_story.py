@@ -29,7 +29,7 @@ def storyteller(small_gpt: Callable[..., GPT]) -> GPT:
 
 def tokens_of(model: GPT, prompt: list[int], settings: GenerateConfig, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return list(story_tokens(model, prompt, settings=settings, generator=generator, device=CPU))
+    return list(story_tokens(model, gpt2_tokenizer(), prompt, settings=settings, generator=generator, device=CPU))
 
 
 @torch.no_grad()

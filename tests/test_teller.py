@@ -60,7 +60,7 @@ def test_the_highest_stage_tells_and_its_result_comes_before_its_best(toy_ladder
         leave(name, stage, mark=mark)
         teller = load_teller(toy_ladder, None, GPT, CPU)
         assert mark_of(teller) == mark
-        assert teller.words == f"{name}: stage {stage}, step 12,345, val_loss 1.5000"
+        assert teller.description == f"{name}: stage {stage}, step 12,345, val_loss 1.5000"
 
 
 def test_a_resume_state_alone_is_no_result(toy_ladder: Ladder, leave: Leave) -> None:
@@ -94,9 +94,9 @@ def test_the_model_is_the_one_that_was_saved_and_does_not_drop(toy_ladder: Ladde
 
 def test_a_model_that_hardly_makes_sentences_says_so(toy_ladder: Ladder, leave: Leave) -> None:
     leave("tiny_best.pt", val_loss=4.1)
-    assert load_teller(toy_ladder, None, GPT, CPU).words.endswith("val_loss 4.1000 (still garbled: train longer)")
+    assert load_teller(toy_ladder, None, GPT, CPU).description.endswith("val_loss 4.1000 (still garbled: train longer)")
     leave("tiny_best.pt", val_loss=3.9)
-    assert load_teller(toy_ladder, None, GPT, CPU).words.endswith("val_loss 3.9000")
+    assert load_teller(toy_ladder, None, GPT, CPU).description.endswith("val_loss 3.9000")
 
 
 def test_when_the_result_is_damaged_the_next_best_tells(toy_ladder: Ladder, leave: Leave) -> None:
@@ -145,7 +145,7 @@ def test_foreign_checkpoints_folders_and_missing_files_are_refused(
     toy_ladder: Ladder, tmp_path: Path, small_gpt: Callable[..., GPT]
 ) -> None:
     torch.save(small_gpt().state_dict(), tmp_path / "foreign.pt")
-    assert "not a checkpoint of Storyladder" in refused(toy_ladder, tmp_path / "foreign.pt")
+    assert "not a Storyladder checkpoint" in refused(toy_ladder, tmp_path / "foreign.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     refused(toy_ladder, tmp_path / "list.pt")
     assert "there is no checkpoint" in refused(toy_ladder, tmp_path / "missing.pt")
@@ -174,17 +174,20 @@ SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "vocab_s
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"model": SMALL | {"n_layer": 3}}, "promises 10,768 parameters and holds 7,488"),
-        ({"model": SMALL | {"n_embd": 100_000, "context_length": 1_000_000}}, "parameters and holds"),  # not even tried
-        ({"model": SMALL | {"context_length": 40, "vocab_size": 16}}, "its weights do not fit its settings"),
+        ({"model": SMALL | {"n_layer": 3}}, "has 7,488 parameters, but its settings give 10,768"),
+        (
+            {"model": SMALL | {"n_embd": 100_000, "context_length": 1_000_000}},
+            "parameters, but its settings give",
+        ),  # not even tried
+        ({"model": SMALL | {"context_length": 40, "vocab_size": 16}}, "its weights do not match its settings"),
         ({"model": SMALL | {"n_head": 3}}, r"n_embd \(16\) must be a multiple of n_head"),
         ({"model": SMALL | {"n_embd": "16"}}, "n_embd is '16'; expected a whole number"),
         ({"model": SMALL | {"n_embed": 16}}, "no field 'n_embed'; did you mean 'n_embd'"),
-        ({"model": None}, "does not say what its model looks like"),
-        ({"model": [1]}, "does not say what its model looks like"),
-        ({}, "does not say what its model looks like"),
-        ([], "does not say what its model looks like"),
-        (None, "does not say what its model looks like"),
+        ({"model": None}, "has no valid model settings"),
+        ({"model": [1]}, "has no valid model settings"),
+        ({}, "has no valid model settings"),
+        ([], "has no valid model settings"),
+        (None, "has no valid model settings"),
     ],
 )
 def test_settings_that_are_not_those_of_the_weights_are_refused(

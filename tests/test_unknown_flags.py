@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from running import SCRIPTS, flags_of, refusal, run_script
+from running import PROJECT, SCRIPTS, flags_of, refusal, run_script
 
 from storyladder.command_line import Parser, load_ladder, stage_run
 from storyladder.runtime.errors import UserError
@@ -59,8 +59,8 @@ def test_what_is_a_setting_is_answered_with_its_field_and_the_file_that_was_give
         ("--resmue", "the same command continues"),
         ("--epochs", "set max_steps in mine.py"),
         ("--wandb", "runs/STAGE.jsonl"),
-        ("--compile", "chosen by what the machine has"),
-        ("--ckpt", "by their names"),
+        ("--compile", "chosen to suit the machine"),
+        ("--ckpt", "by file name"),
         ("--num_gpus", "torchrun --nproc_per_node=N"),
         ("--cpu", "did you mean '--device'?"),
         ("--overwrite", "did you mean '--fresh'?"),
@@ -95,7 +95,7 @@ def test_the_flags_of_other_tellers(word: str, flag: str) -> None:
 
 
 def test_sampling_that_is_not_offered_says_what_is_until_it_is() -> None:
-    assert "not offered here: --temperature and --top-k" in answer("--top_p", "generate.py")
+    assert "not supported: use --temperature and --top-k" in answer("--top_p", "generate.py")
     assert answer("--top_p", "generate.py", "--top-p") == "did you mean '--top-p'?"
     assert answer("--dtype", "train_tiny.py", "--precision") == "did you mean '--precision'?"
 
@@ -149,7 +149,7 @@ def test_no_setting_and_no_flag_of_ours_is_hidden_by_a_word_of_others() -> None:
         if field not in _ANSWERS:
             assert answer(f"--{field}", "config.py") == f"set {field} ({FIELDS[field]}) in mine.py"
     with pytest.raises(UserError, match=r"set max_lr \(StageConfig\) in config\.py; see python train_simp\.py --help"):
-        stage_run("simple", "x", ["--lr", "1"])
+        stage_run("simple", "x", ["--lr", "1"], str(PROJECT / "train_simp.py"))
     assert load_ladder(None, "default").config_flag is None
     with pytest.raises(UserError, match="see python"):
         Parser("x").parse(["--lr"])

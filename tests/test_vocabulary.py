@@ -106,7 +106,9 @@ class Trained:
         self.vocabulary = vocabulary
         self.model = small_gpt(vocab_size=vocabulary.n_rows, n_layer=1, context_length=8, dtype=torch.float64)
         self.model.load_state_dict(weights | {EMBEDDING: vocabulary.compress(weights[EMBEDDING])})
-        self.stage = StageConfig(name="tiny", train_file="", val_file="", result_file="", grad_clip=0.5, **changes)
+        self.stage = StageConfig(
+            name="tiny", corpus="tiny", script="train_tiny.py", result_file="", grad_clip=0.5, **changes
+        )
         self.optimizer = build_optimizer(self.model, self.stage)
 
     def step(self, number: int, batch: tuple[Tensor, Tensor], precision: Precision) -> StepResult:

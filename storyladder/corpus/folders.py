@@ -10,19 +10,10 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from storyladder.corpus.corpora import CORPORA, Corpus
 from storyladder.corpus.readers import is_readable
 from storyladder.runtime.errors import DataError
 
-_FOLDER_NAMES = {
-    "tiny": ("tiny", "tinystories"),
-    "children": ("children", "children_stories"),
-    "simple": ("simple", "simple_stories", "simplestories"),
-}
-_FILE_NAMES = {
-    "tiny": re.compile(r"TinyStories.*", re.IGNORECASE),
-    "children": re.compile(r"Children-?Stories.*", re.IGNORECASE),
-    "simple": re.compile(r"Simple-?_?Stories.*|(train|test)-\d+-of-\d+\..*", re.IGNORECASE),
-}
 _PART_NAME = re.compile(r"(.+)\.first-(\d+)-bytes(\.[^.]+)")  # the beginning of a file, as sources.py names it
 _VAL_NAME = re.compile(r"(^|[-_.])(val|valid|validation|test|dev|eval)([-_.]|$)", re.IGNORECASE)
 _NOTES = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|changes|citation|requirements|sources)\b.*", re.I)
@@ -68,20 +59,22 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def stage_files(folder: Path, stage: str, *, only_stage: bool) -> Found:
-    """The text files of a stage: those in a subfolder of its name, else by name, else (for one stage alone) all."""
+def corpus_files(folder: Path, corpus: Corpus, *, alone: bool, others: Iterable[Corpus] = ()) -> Found:
+    """The text files of a corpus: those in a subfolder of its name, else by name, else (for one corpus alone) all.
+
+    Folders of the bundled corpora and of `others` belong to them. DataError if there is no such folder.
+    """
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; give the folder that holds the stories with --from DIR")
     folders = {_plain(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
-    looked = [files_of(folders[name]) for name in _FOLDER_NAMES[stage] if name in folders]
+    looked = [files_of(folders[name]) for name in corpus.folders if name in folders]
     for found in looked:
         if found.files:
             return found
-    others = {name for names in _FOLDER_NAMES.values() for name in names}
-    found = files_of(folder, without=others)
-    if named := [path for path in found.files if _FILE_NAMES[stage].fullmatch(path.name)]:
-        return dataclasses.replace(found, files=named, left_out=found.left_out if only_stage else {})
-    if only_stage and found.files:
+    found = files_of(folder, without={name for other in (*CORPORA, *others) for name in other.folders})
+    if named := [path for path in found.files if corpus.files.fullmatch(path.name)]:
+        return dataclasses.replace(found, files=named, left_out=found.left_out if alone else {})
+    if alone and found.files:
         return found
     return looked[0] if looked and looked[0].left_out else dataclasses.replace(found, files=[])
 

@@ -1,4 +1,4 @@
-"""From text to token files: which files belong to a stage, cleaning, splitting and encoding.
+"""From text to token files: cleaning, splitting and encoding.
 
 Constant memory, several cores, and the result does not depend on how many. This module knows no flags and no model.
 """
@@ -39,8 +39,8 @@ _MANY_FILES = 1_000  # so many have a progress bar of their own
 
 
 @dataclasses.dataclass(frozen=True)
-class StageText:
-    """The stories of one stage. Without validation stories a hash of each text decides where it goes."""
+class CorpusText:
+    """The stories of one corpus. Without validation stories a hash of each text decides where it goes."""
 
     train: Callable[[], Iterable[str]]
     val: Callable[[], Iterable[str]] | None
@@ -60,7 +60,7 @@ class StageText:
         ]
 
 
-def text_of_files(files: list[Path], corpus: CorpusConfig | None = None, found: Found | None = None) -> StageText:
+def text_of_files(files: list[Path], corpus: CorpusConfig | None = None, found: Found | None = None) -> CorpusText:
     """The stories of some files; names with val, valid, test, dev or eval in them are for validation."""
     corpus = corpus or CorpusConfig()
     files = without_repeats(files)
@@ -71,7 +71,7 @@ def text_of_files(files: list[Path], corpus: CorpusConfig | None = None, found: 
     chosen = f"{corpus.val_percent:g}% of the stories, chosen by a hash of their text"
     names = [path.name for path in files]
     for_val = found.names(val) if found else [path.name for path in val]
-    return StageText(
+    return CorpusText(
         train=lambda: _stories_of(train, reading),
         val=(lambda: _stories_of(val, reading)) if val else None,
         names=[*names[:_MOST_SOURCES], *([f"{len(names) - _MOST_SOURCES:,} more"] if names[_MOST_SOURCES:] else [])],
@@ -92,18 +92,18 @@ def _stories_of(files: list[Path], reading: Reading) -> Iterator[str]:
             yield story
 
 
-def sample_text(stage: str, corpus: CorpusConfig) -> StageText:
-    """The bundled stories of a stage; those for validation come from another seed."""
+def sample_text(name: str, corpus: CorpusConfig) -> CorpusText:
+    """The bundled stories of the corpus of that name; those for validation come from another seed."""
     n_val = max(20, round(corpus.sample_stories * corpus.val_percent / 100))
-    return StageText(
-        train=lambda: sample_stories(stage, corpus.sample_stories),
-        val=lambda: sample_stories(stage, n_val, seed=1),
+    return CorpusText(
+        train=lambda: sample_stories(name, corpus.sample_stories),
+        val=lambda: sample_stories(name, n_val, seed=1),
         names=["bundled sample stories"],
     )
 
 
 def build_token_files(
-    text: StageText,
+    text: CorpusText,
     *,
     train_path: Path,
     val_path: Path,
@@ -113,7 +113,7 @@ def build_token_files(
     workers: int | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[Path, Sidecar]:
-    """Write the training and the validation file of one stage. `check_stop` raises where a signal asks to leave."""
+    """Write the training and the validation file of one corpus. `check_stop` raises where a signal asks to leave."""
     share = int(corpus.val_percent / 100 * _HASHES)
     for _ in range(2):
         job = _Job(text, train_path, val_path, corpus, limit_bytes, share)
@@ -147,9 +147,9 @@ def _cores() -> int:
 
 @dataclasses.dataclass
 class _Job:
-    """One pass over the text of a stage: which story goes to which file, and what was done to it."""
+    """One pass over the text of a corpus: which story goes to which file, and what was done to it."""
 
-    text: StageText
+    text: CorpusText
     train_path: Path
     val_path: Path
     corpus: CorpusConfig

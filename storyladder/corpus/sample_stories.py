@@ -11,12 +11,10 @@ run the tests: they read every plot, and say which digest to update, for a new p
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from storyladder.corpus.sample_children import CHILDREN
-from storyladder.corpus.sample_simple import SIMPLE
-from storyladder.corpus.sample_tiny import TINY
+from storyladder.corpus.corpora import CORPORA
 from storyladder.corpus.sample_words import (
     ANIMAL_NAMES,
     BOY_NAMES,
@@ -32,8 +30,8 @@ from storyladder.corpus.sample_words import (
     Plot,
     Register,
 )
-
-REGISTERS: Mapping[str, Register] = {"tiny": TINY, "children": CHILDREN, "simple": SIMPLE}
+from storyladder.runtime.errors import DataError
+from storyladder.settings import nearest
 
 T = TypeVar("T")
 Draw = Callable[[], float]  # uniform in [0, 1)
@@ -45,17 +43,20 @@ _SAID_WITH_A_CONSONANT = ("uni", "use", "one", "eu")  # a unicorn, a useful map,
 _SAID_WITH_A_VOWEL = ("hour", "honest", "heir")
 
 
-def sample_stories(stage: str, count: int, *, seed: int = 0) -> Iterator[str]:
-    """The first `count` stories of a stage; story i depends on (seed, stage, i) only. ValueError: unknown stage."""
-    if stage not in REGISTERS:
-        raise ValueError(f"unknown stage {stage!r}: the sample corpus has {', '.join(REGISTERS)}")
-    return (_story(stage, index, seed) for index in range(count))
+def sample_stories(corpus: str, count: int, *, seed: int = 0) -> Iterator[str]:
+    """The first `count` sample stories of a corpus; story i depends on (seed, corpus, i) only.
+
+    DataError where the corpus has no sample stories.
+    """
+    registers = {row.name: row.register for row in CORPORA}
+    if (register := registers.get(corpus)) is None:
+        raise DataError(f"corpus {corpus!r} has no sample stories{nearest(corpus, registers)}")
+    return (_story(register, f"{seed}/{corpus}/{index}") for index in range(count))
 
 
-def _story(stage: str, index: int, seed: int) -> str:
+def _story(register: Register, seed: str) -> str:
     # Python promises the stream of random() for a str seed, not that of choice() or shuffle(): only random() is used.
-    draw = random.Random(f"{seed}/{stage}/{index}").random
-    register = REGISTERS[stage]
+    draw = random.Random(seed).random
     plot = pick(draw, register.plots)
     return Telling(draw, story_rules(draw, register, plot)).expand("{story}")
 

@@ -1,7 +1,7 @@
-"""Where the three corpora live, and which of their files lie here verified.
+"""How a corpus of corpora.py comes into its folder, and which of its files lie there verified.
 
-Knows repositories, pinned revisions, sizes and hashes. Does not know the network (download.py), how a file is read, or
-what a story is: only what ends one, so that a part ends cleanly. In the folder of a corpus:
+Does not know the network (download.py), how a file is read, or what a story is: only what ends one, so that a part ends
+cleanly. In the folder of a corpus:
 
     NAME                complete and verified; nothing else ever gets this name from here
     NAME.part           what has come so far; the next run goes on from its end
@@ -24,93 +24,18 @@ import shutil
 import urllib.parse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from storyladder.corpus.corpora import RemoteFile, Source
 from storyladder.corpus.download import BLOCK_BYTES, Hub, disk_errors, sha256_of, size_of
 from storyladder.runtime.errors import DownloadError
 
 HUGGING_FACE = "https://huggingface.co"
 SPARE_DISK_BYTES = 256 * 10**6
 STORY_ENDS = {".txt": b"<|endoftext|>", ".jsonl": b"\n"}  # files that can be cut; what ends a story in them
-
-
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a dataset repository; a size or SHA-256 of None is asked from the hub's listing of the revision."""
-
-    path: str
-    bytes: int | None
-    sha256: str | None = None
-    also_named: tuple[str, ...] = ()  # local names under which the same file is accepted
-
-    @property
-    def name(self) -> str:
-        return PurePosixPath(self.path).name
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """One corpus: its pinned revision, its files, and the field that holds the story (None: plain text)."""
-
-    stage: str
-    repo: str
-    revision: str
-    files: tuple[RemoteFile, ...]
-    val_files: tuple[RemoteFile, ...]  # empty: the corpus has none, so hold some stories back
-    field: str | None
-    licence: str
-
-    def is_validation(self, path: Path) -> bool:
-        """Whether a path that download_source returned is a validation file."""
-        return any(path.name in (file.name, *file.also_named) for file in self.val_files)
-
-
-SIMPLE_TRAIN_BYTES = (238_015_938, 238_000_197, 237_741_821, 237_658_974, 238_085_905, 237_848_790, 237_678_067)
-SOURCES: Mapping[str, Source] = {
-    "tiny": Source(
-        stage="tiny",
-        repo="roneneldan/TinyStories",
-        revision="f54c09fd23315a6f9c86f9dc80f725de7d8f9c64",
-        files=(
-            RemoteFile(
-                "TinyStoriesV2-GPT4-train.txt",
-                2_227_753_162,
-                "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443",
-            ),
-        ),
-        val_files=(
-            RemoteFile(
-                "TinyStoriesV2-GPT4-valid.txt",
-                22_502_601,
-                "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d",
-                also_named=("TinyStoriesV2-GPT4-val.txt",),
-            ),
-        ),
-        field=None,
-        licence="CDLA-Sharing-1.0",
-    ),
-    "children": Source(
-        stage="children",
-        repo="ajibawa-2023/Children-Stories-Collection",
-        revision="50682ae3fe62733f929fe091691fe639855ffecf",
-        files=tuple(RemoteFile(f"Children-Stories-{i}-Final.json", None) for i in range(10)),  # 343 to 346 MB each
-        val_files=(),
-        field="text",
-        licence="Apache-2.0",
-    ),
-    "simple": Source(
-        stage="simple",
-        repo="SimpleStories/SimpleStories",
-        revision="e63b8adc3b1a1bdc7cac5b500d150b71346b0628",
-        files=tuple(RemoteFile(f"data/train-0000{i}-of-00007.parquet", n) for i, n in enumerate(SIMPLE_TRAIN_BYTES)),
-        val_files=(RemoteFile("data/test-00000-of-00001.parquet", 16_838_557),),
-        field="story",
-        licence="MIT",
-    ),
-}
 
 
 def hub_endpoint(environment: Mapping[str, str] = os.environ) -> str:
@@ -122,6 +47,7 @@ def download_source(
     source: Source,
     folder: Path,
     *,
+    stage: str,
     endpoint: str,
     limit_bytes: int | None = None,
     say: Callable[[str], None] = tqdm.write,
@@ -129,13 +55,14 @@ def download_source(
     """Bring a corpus into `folder`; its local files, training files first. What is complete is not fetched again.
 
     `limit_bytes` takes training files in order until they hold that many bytes; a .txt or .jsonl longer than what is
-    left of them is cut (see the top of this page), .json and .parquet stay whole, and so do validation files. Raises
-    DownloadError for all that the user can mend. It may be broken off anywhere: what has come is kept.
+    left of them is cut (see the top of this page), .json and .parquet stay whole, and so do validation files. `stage`
+    is what the command in a message names. Raises DownloadError for all that the user can mend. It may be broken off
+    anywhere: what has come is kept.
     """
     assert limit_bytes is None or limit_bytes > 0, limit_bytes
     advice = (
         f"set HF_ENDPOINT to a mirror, or download the files of {source.repo} by hand into {folder} "
-        f"and run: python prepare_data.py --stage {source.stage} --from {folder}"
+        f"and run: python prepare_data.py --stage {stage} --from {folder}"
     )
     hub = Hub(_checked(endpoint), source.repo, source.revision, advice=advice, say=say)
     with disk_errors(folder):

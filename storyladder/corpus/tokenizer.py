@@ -37,6 +37,7 @@ class Tokenizer:
     """Story text to token ids and back."""
 
     vocab_size = 50257
+    eot = EOT
     fingerprint = f"gpt2:{RANKS_SHA256[:16]}"
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
@@ -92,6 +93,11 @@ class Tokenizer:
     def token_bytes_V(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes of every token, (V,); 0 for EOT, which is a mark and no text."""
         return np.array([len(self.decode_bytes(token)) for token in range(self.vocab_size)])
+
+
+def tokenizer_named(name: str) -> Tokenizer:
+    """What a ladder's `tokenizer` stands for; which names there are is checked with the other settings."""
+    return {"gpt2": gpt2_tokenizer}[name]()
 
 
 @functools.cache

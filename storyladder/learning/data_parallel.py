@@ -1,8 +1,8 @@
-"""Gradients of several processes through torch's DistributedDataParallel: averaged in buckets while backward runs.
+"""Data-parallel gradients with torch's DistributedDataParallel: averaged over ranks in buckets while backward runs.
 
-The engine does not expect that memory runs out in one process, which would leave the others waiting for its buckets. So
-all but the last backward of a step come before an agreement (step.py), and the first step with micro-batches of a size
-is rehearsed without an exchange.
+DDP does not expect one rank to run out of memory, which would leave the others waiting for its buckets. So all but the
+last backward of a step come before an agreement (step.py), and the first step with each micro-batch size is rehearsed
+without exchanging gradients.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from storyladder.runtime.machine import is_out_of_memory
 
 
 class _Hidden(nn.Module):
-    """A model whose forward pass ends before the head: the loss takes the head's weights itself."""
+    """A model whose forward pass ends before the head: the loss uses the head's weights itself."""
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__()
@@ -34,40 +34,40 @@ class _Hidden(nn.Module):
 
 
 class DataParallel:
-    """A model whose gradients become the mean over all processes in each backward. All processes must build it."""
+    """A model whose gradients are averaged over all ranks in each backward. All ranks must build it."""
 
     def __init__(self, model: LanguageModel, device: torch.device) -> None:
         self._hidden = _Hidden(model)
-        # Gradients are views of buckets of 25 MB; those of the last layers travel while the first are computed.
+        # Gradients are views of buckets of 25 MB; the last layers' are sent while the first layers' are computed.
         with lost_peers():
             self._engine: DistributedDataParallel | None = DistributedDataParallel(
                 self._hidden, device_ids=[device] if device.type == "cuda" else None, gradient_as_bucket_view=True
             )
-        self.rehearsed: int | None = None  # the micro-batch size, in sequences, that memory was found to suffice for
+        self.rehearsed: int | None = None  # the micro-batch size, in sequences, that is known to fit in memory
 
     def close(self) -> None:
-        """Give the engine up before the group ends: its last owner waits for gloo's threads, holding Python's lock.
+        """Free the DDP engine before the group ends: its destructor waits for gloo's threads while holding the GIL.
 
-        These may be waiting for that lock (seen with torch 2.13: a process that hung after its last step).
+        These threads may be waiting for the GIL (seen with torch 2.13: a process hung after its last step).
         """
         self._engine = None
 
     def run(self, hidden: Callable[[Tensor], Tensor]) -> None:
-        """Take this form of model.hidden from now on."""
+        """Use this form of model.hidden from now on."""
         self._hidden.run = hidden
 
     def hidden(self, idx_BT: Tensor) -> Tensor:
-        """What stands before the output head, (B, T, C); `backward` of what comes of it exchanges gradients."""
+        """The input of the output head, (B, T, C). A loss computed from it exchanges gradients in `backward`."""
         assert self._engine is not None
         return cast(Tensor, self._engine(idx_BT))
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, gradients are added up in this process only."""
+        """Inside, gradients are accumulated on this rank only."""
         assert self._engine is not None
         return cast("contextlib.AbstractContextManager[None]", self._engine.no_sync())
 
     def backward(self, loss: Tensor) -> None:
-        """Backward with the exchange. PeerLost if a process is gone, OutOfMemory if this one's memory runs out."""
+        """Backward, exchanging gradients. PeerLost if a process is gone, OutOfMemory if this one runs out of memory."""
         try:
             with lost_peers():
                 torch.autograd.backward(loss)
@@ -76,5 +76,5 @@ class DataParallel:
                 raise
             raise OutOfMemory(
                 "out of memory while the other processes were waiting for gradients; set a smaller micro_batch_size in "
-                "config.py and run the same command again: training continues from what is saved"
+                "config.py and run the same command again to continue from the last save"
             ) from None

@@ -1,11 +1,11 @@
-"""Many steps in a row on a GPU, between which the host waits for nothing.
+"""Many steps in a row on a GPU, without the host waiting in between.
 
-The token file lies on the device, and a step takes its windows from there; learning rates and losses are tables on the
-device too. So a whole step (windows, forward, backward, clipping, update) is the same sequence of kernels every time:
-it is compiled and captured once as a CUDA graph, then only replayed. The host looks at the losses after the last step.
-A step whose loss or gradient is not finite moves nothing, as in step.py: the optimizer is told so.
+The token file is on the device, and a step reads its windows there; learning rates and losses are tables on the device
+too. So a whole step (windows, forward, backward, clipping, update) is the same sequence of kernels every time: it is
+compiled and captured once as a CUDA graph, then only replayed. The host reads the losses after the last step. A step
+whose loss or gradient is not finite changes nothing, as in step.py: the optimizer gets a flag to skip the update.
 
-What does not work on a machine (no compiler, no Triton, no graph) is reported in one line and left out.
+If something does not work on a machine (no compiler, no Triton, no graph), a line says so and it is not used.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from storyladder.learning.optimizer import clip_gradients, make_moments, set_rat
 from storyladder.learning.step import Stepper, StepResult, seed_of_step
 from storyladder.runtime.machine import is_out_of_memory
 
-MOST_STEPS = 100  # between two looks at the losses
+MOST_STEPS = 100  # between two reads of the losses
 _PIECE = 1 << 25  # ids that are copied to the device at a time
 _WARM_UP_STEPS = 3  # before a capture, as NVIDIA asks for
-# Relative differences that compiled steps may have from plain ones. Most come from dropout, which a compiler draws
-# otherwise: over draws, a trained model's loss had a deviation of 0.4 % and its gradient norm one of 2 % (LOG.md).
+# Allowed relative differences between compiled and plain steps. Most come from dropout, whose random numbers differ in
+# compiled code: over seeds, a trained model's loss had a deviation of 0.4 % and its gradient norm one of 2 % (LOG.md).
 _NEAR = {"loss": 0.05, "norm": 0.25, "update": 0.1}
 
 
@@ -47,7 +47,7 @@ class StepMode:
         return " + ".join(parts) or "plain operations"
 
 
-MODES = (  # best first; where the first fails for want of graphs the second does too, and so the third is tried
+MODES = (  # best first; if CUDA graphs do not work, the first two fail and the third is tried
     StepMode(compiled=True, graph=True),
     StepMode(compiled=False, graph=True),
     StepMode(compiled=True, graph=False),
@@ -56,7 +56,7 @@ MODES = (  # best first; where the first fails for want of graphs the second doe
 
 
 class DeviceSteps:
-    """Steps of one Stepper that run ahead, as long as its optimizer and its micro-batch size stay what they are."""
+    """Runs steps of one Stepper ahead; valid as long as its optimizer and micro-batch size stay the same."""
 
     def __init__(
         self, stepper: Stepper, ids: npt.NDArray[np.uint16], context_length: int, device: torch.device
@@ -65,7 +65,7 @@ class DeviceSteps:
         self._stepper = stepper
         self._model, self._optimizer = stepper.model, stepper.optimizer
         batch_size = stepper.stage.batch_size
-        self._share = stepper.group.share_of(batch_size)  # the rows of a batch that are this rank's
+        self._share = stepper.group.share_of(batch_size)  # this rank's rows of a batch
         self._hidden: Callable[[Tensor], Tensor] = self._model.hidden
         self._entropy = entropy_
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -73,8 +73,8 @@ class DeviceSteps:
         self._span = torch.arange(context_length + 1, device=device)
         self._starts = torch.zeros(MOST_STEPS, batch_size, dtype=torch.int64, device=device)
         self._lrs = torch.zeros(MOST_STEPS, device=device)
-        self._results = torch.zeros(MOST_STEPS, 3, device=device)  # loss, gradient norm, 1 if nothing moved
-        self._place = torch.zeros(1, dtype=torch.int64, device=device)  # of the next step in these tables
+        self._results = torch.zeros(MOST_STEPS, 3, device=device)  # loss, gradient norm, 1 if skipped
+        self._place = torch.zeros(1, dtype=torch.int64, device=device)  # the next step's row in these tables
         for parameters in self._optimizer.param_groups:
             parameters["capturable"] = device.type == "cuda"
         for parameter in self._model.parameters():
@@ -83,12 +83,12 @@ class DeviceSteps:
         make_moments(self._optimizer)
 
     def take(self, first: int, starts: Sequence[npt.NDArray[np.int64]], lrs: Sequence[float]) -> list[StepResult]:
-        """Updates number `first` and on: one for each list of window starts, (batch_size,), and learning rate."""
+        """Make one update, from number `first` on, for each list of window starts, (batch_size,), and learning rate."""
         n = len(starts)
         assert n <= MOST_STEPS
         self._starts[:n] = torch.from_numpy(np.stack(starts))
         self._lrs[:n] = torch.tensor(lrs)
-        self._results.fill_(math.nan)  # a step that does not run must not find the numbers of an earlier one
+        self._results.fill_(math.nan)  # so that a step that does not run cannot return an earlier one's numbers
         self._place.zero_()
         try:
             for step in range(first, first + n):
@@ -103,10 +103,10 @@ class DeviceSteps:
         return [StepResult(loss, norm, applied=not skipped) for loss, norm, skipped in rows]
 
     def speed_up(self, mode: StepMode, starts: npt.NDArray[np.int64]) -> None:
-        """Compile and capture, and prove on one batch that the numbers are still those of the plain step.
+        """Compile and capture, and check on one batch that the numbers agree with those of the plain step.
 
-        Weights and optimizer are afterwards what they were. Raises whatever the compiler or the driver raises, and
-        ArithmeticError if the numbers differ; the steps are then the plain ones again.
+        Weights and optimizer state are restored afterwards. Raises whatever the compiler or the driver raises, and
+        ArithmeticError if the numbers differ; steps are then plain again.
         """
         if not (mode.compiled or mode.graph):
             return
@@ -121,7 +121,7 @@ class DeviceSteps:
             found = self._rehearse(starts, kept)
             near = [math.isclose(a, b, rel_tol=_NEAR[what]) for (what, a), (_, b) in zip(found, expected, strict=True)]
             if not all(near):
-                raise ArithmeticError(f"the numbers became {_described(found)} and not {_described(expected)}")
+                raise ArithmeticError(f"the results were {_described(found)} instead of {_described(expected)}")
         except BaseException:
             self._run(self._model.hidden)
             self._entropy, self._graph = entropy_, None
@@ -135,7 +135,7 @@ class DeviceSteps:
         windows = self._ids[self._starts[self._place].T[self._share] + self._span].to(torch.int64) & 0xFFFF
         set_rate(self._optimizer, self._lrs.index_select(0, self._place)[0])
         for parameter in self._model.parameters():
-            parameter.grad = None  # the first micro-batch's gradients are taken as they are, not added to zeros
+            parameter.grad = None  # so the first micro-batch's gradients are stored, not added to zeros
         loss = self._stepper.accumulate_gradients(
             (windows[:, :-1], windows[:, 1:]), None, hidden=self._hidden, entropy=self._entropy, agree=False
         )
@@ -148,17 +148,17 @@ class DeviceSteps:
         self._place += 1
 
     def _run(self, hidden: Callable[[Tensor], Tensor]) -> None:
-        """Take this form of model.hidden from now on."""
+        """Use this form of model.hidden from now on."""
         self._hidden = hidden
         if self._stepper.parallel is not None:
             self._stepper.parallel.run(hidden)
 
     def _forget_skipped(self) -> None:
-        """Single steps may follow, which decide themselves whether the optimizer moves anything."""
+        """Clear the optimizer's flag: single steps may follow, and they decide themselves whether to skip."""
         self._optimizer.found_inf = None  # type: ignore[attr-defined]
 
     def _capture(self, starts: npt.NDArray[np.int64]) -> None:
-        """Record the kernels of a step, after some on a stream of their own, as CUDA asks for."""
+        """Capture the kernels of a step, after warm-up steps on a side stream, as CUDA requires."""
         here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
@@ -168,7 +168,7 @@ class DeviceSteps:
         self._place.zero_()
         graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
         try:
-            # The outer one, since a capture that breaks leaves its own stream in place.
+            # The outer context restores the stream, which a failed capture does not.
             with torch.cuda.stream(here), torch.cuda.graph(graph, pool=pool):
                 self._step()
         except BaseException:
@@ -177,7 +177,7 @@ class DeviceSteps:
         self._graph = graph
 
     def _rehearse(self, starts: npt.NDArray[np.int64], kept: list[Tensor]) -> list[tuple[str, float]]:
-        """Losses and norms of two steps from the weights that were kept, and how far these moved (L2)."""
+        """Losses and gradient norms of two steps from the kept weights, and the L2 norm of their update."""
         self._put_back(kept)
         one, two = self.take(0, [starts, starts], [self._stepper.stage.max_lr] * 2)
         weights = [parameter.detach() for parameter in self._model.parameters()]
@@ -198,7 +198,7 @@ class DeviceSteps:
 
 
 def _on_device(ids: npt.NDArray[np.uint16], device: torch.device) -> Tensor:
-    """The bits of all ids as int16, since torch has few operations on uint16; a piece of the file at a time."""
+    """Copy all ids to the device, piece by piece, as int16 with the same bits: torch has few operations on uint16."""
     there = torch.empty(len(ids), dtype=torch.int16, device=device)
     for start in range(0, len(ids), _PIECE):
         there[start : start + _PIECE] = torch.from_numpy(np.array(ids[start : start + _PIECE]).view(np.int16))
@@ -206,12 +206,12 @@ def _on_device(ids: npt.NDArray[np.uint16], device: torch.device) -> Tensor:
 
 
 def _forget_broken_capture(device: torch.device, pool: tuple[int, int]) -> None:
-    """Tell torch that a capture that broke is over. Its end, which does so, is not reached then.
+    """End a failed capture for torch, which skips this cleanup after an error.
 
     Otherwise empty_cache() raises, and before torch 2.13 every later dropout: "Offset increment outside graph capture".
     """
     assert device.index is not None
-    with contextlib.suppress(RuntimeError):  # where the capture came to its end, and the step itself had failed
+    with contextlib.suppress(RuntimeError):  # if the capture did end, and the step itself failed
         torch._C._cuda_endAllocateToPool(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)
     generator = torch.cuda.default_generators[device.index]
@@ -223,7 +223,7 @@ def _described(numbers: list[tuple[str, float]]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    """The first line that says what happened; "backend='inductor' raised:" does not."""
+    """The first informative line of the message; "backend='inductor' raised:" is not."""
     lines = [line for line in str(error).strip().splitlines() if line and not line.endswith(":")]
     return (lines or [type(error).__name__])[0][:160]
 

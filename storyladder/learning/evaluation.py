@@ -1,4 +1,4 @@
-"""Validation loss on fixed windows, with perplexity and bits per byte."""
+"""Evaluation: validation loss on fixed windows, perplexity and bits per byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from storyladder.runtime.machine import Precision
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How well a model predicts some text."""
+    """How well a model predicts a text."""
 
     val_loss: float  # nats per token
     tokens: int
@@ -26,7 +26,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp(val_loss): among how many equally likely tokens the model would be as unsure."""
+        """exp(val_loss): the number of equally likely tokens that would leave the model as uncertain."""
         return math.exp(min(self.val_loss, 700.0))
 
     @property
@@ -61,9 +61,9 @@ def evaluate(
     check_stop: Callable[[], None] = lambda: None,
     group: Group = ALONE,
 ) -> Evaluation:
-    """Mean loss over every target of the windows, without dropout. The model's mode and random state stay as they are.
+    """Mean loss over every target of the windows, without dropout. Leaves the model's mode and random state unchanged.
 
-    The ranks of a group read a share of the windows each. `check_stop` may raise after each batch.
+    Each rank of a group evaluates its share of the windows. `check_stop` may raise after each batch.
     """
     was_training = model.training
     nats = torch.zeros((), device=device, dtype=torch.float64 if device.type != "mps" else torch.float32)

@@ -1,6 +1,6 @@
 """Everything that changes while a model learns: model, optimizer, vocabulary, precision, micro-batch, schedule.
 
-It knows no files, stages or clocks. The loop (stage/loop.py) asks it for steps and evaluations.
+It knows nothing about files, stages or clocks. The loop (stage/loop.py) calls it for steps and evaluations.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from storyladder.learning.step import Stepper, StepResult
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.runtime.checkpoint import Payload
 from storyladder.runtime.distributed import ALONE, Group
-from storyladder.runtime.errors import DataError, OutOfMemory, say
+from storyladder.runtime.errors import DataError, OutOfMemory, report
 from storyladder.runtime.machine import Precision, free_memory, is_out_of_memory
 from storyladder.settings import ModelConfig, StageConfig
 
@@ -32,10 +32,10 @@ _SHARE_FOR_TOKENS = 0.25  # of a GPU's free memory that the token file may take
 
 
 class Learner(Stepper):
-    """A model that learns and is evaluated: one step at a time, or many ahead on a GPU, within the memory there is.
+    """A model that is trained and evaluated: one step at a time, or many ahead on a GPU, within the available memory.
 
-    Its weights are those of the network's own initialization until `load` or `start_randomly`. In a group every rank
-    calls the same methods in the same order.
+    Until `load` or `start_randomly` it has the weights of the network's own initialization. In a group every rank must
+    call the same methods in the same order.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Learner(Stepper):
         model = build_model(dataclasses.replace(config, vocab_size=vocabulary.n_rows)).to(device)
         super().__init__(
             model,
-            build_optimizer(model, stage, precision.product_dtype),
+            build_optimizer(model, stage, precision.matmul_dtype),
             stage,
             vocabulary=vocabulary,
             precision=precision,
@@ -62,16 +62,16 @@ class Learner(Stepper):
             group=group,
         )
         self.device = device
-        self.say: Callable[[str], None] = say
+        self.report: Callable[[str], None] = report
         self._build_model, self._config = build_model, config
         self._may_compile = may_compile  # whether steps on a GPU are worth the minute that compiling takes
         self._ahead: DeviceSteps | None = None
 
     def steps(self, batches: TrainBatches, first: int, n: int, *, skip: int = 0) -> list[StepResult]:
-        """At most n updates from number `first` on, with batch k + skip as update k: one, or many on a GPU.
+        """At most n updates from number `first` on, where update k reads batch k + skip: one, or many on a GPU.
 
-        An empty list means that the call was spent on getting steps ready. Halves the micro-batch when memory is short;
-        OutOfMemory if one sequence is too many, DataError if the token file was cut.
+        Returns an empty list if the call was spent on preparing steps. Halves the micro-batch if memory runs out;
+        OutOfMemory if a single sequence does not fit, DataError if the token file was truncated.
         """
         while True:
             try:
@@ -80,8 +80,8 @@ class Learner(Stepper):
                     batch = self.read(batches, first + skip)
                     return [self.step(batch, first, lr_at(first, self.stage))]
                 self.group.together(batches.check_size)
-                # Rank 0 counts for all, since n may come from a clock.
-                numbers = range(first, first + min(self.group.from_first(n), MOST_STEPS))
+                # Rank 0 decides for all, since n may depend on a clock.
+                numbers = range(first, first + min(self.group.from_rank_0(n), MOST_STEPS))
                 starts = [batches.starts(number + skip) for number in numbers]
                 if self._ahead is None:
                     modes = [mode for mode in MODES if self._may_compile or not mode.compiled]
@@ -96,20 +96,20 @@ class Learner(Stepper):
     def prepare_ahead(
         self, batches: TrainBatches, starts: npt.NDArray[np.int64], modes: Sequence[StepMode]
     ) -> StepMode:
-        """Get steps that run ahead ready, in the first mode that works, tried on the windows that begin at `starts`."""
+        """Prepare steps that run ahead, in the first mode that works on the windows that begin at `starts`."""
         self._ahead = None  # frees its memory before the next one takes its own
         if any(mode.compiled for mode in modes):
-            self.say("compiling the training step, which may take a minute")
-        # Graphs of steps that exchange gradients have never been tried.
+            self.report("compiling the training step, which may take a minute")
+        # CUDA graphs of steps that exchange gradients are untested.
         modes = [mode for mode in modes if self.group.is_alone or not mode.graph]
         ahead = DeviceSteps(self, batches.ids, batches.context_length, self.device)
-        mode = first_working(ahead, starts, modes, self.say)
+        mode = first_working(ahead, starts, modes, self.report)
         self._ahead = ahead
-        self.say(f"up to {MOST_STEPS} steps at a time run on the GPU: {mode.description}")
+        self.report(f"running up to {MOST_STEPS} steps at a time on the GPU: {mode.description}")
         return mode
 
     def evaluate(self, windows: ValidationWindows, check_stop: Callable[[], None] = lambda: None) -> Evaluation:
-        """The loss on all windows, without dropout; `check_stop` may raise between batches. Memory as in `steps`."""
+        """The loss on all windows, without dropout. `check_stop` may raise between batches; memory as in `steps`."""
         while True:
             try:
                 self.group.together(windows.check_size)
@@ -153,7 +153,7 @@ class Learner(Stepper):
         return packed
 
     def load(self, payload: Payload) -> None:
-        """Become what was packed. Weights that come without an optimizer get a fresh one."""
+        """Restore what was packed. If there is no optimizer state, the optimizer is reset."""
         unpack_weights(self.model, payload["model"], self.vocabulary)
         if "optimizer" not in payload:
             self._start_optimizer()
@@ -163,7 +163,7 @@ class Learner(Stepper):
             self.scaler.load_state_dict(payload["scaler"])
 
     def start_randomly(self) -> None:
-        """The whole model's random weights, the same on every device and for any compact vocabulary."""
+        """Start from random weights, which are the same on every device and for any compact vocabulary."""
         torch.manual_seed(self.stage.seed)
         weights = self._build_model(self._config).state_dict()
         start_rows_equal(weights[EMBEDDING], self.vocabulary.seen_V)
@@ -172,25 +172,25 @@ class Learner(Stepper):
 
     def _start_optimizer(self) -> None:
         before = self.optimizer
-        self.optimizer = reset_optimizer(before, self.model, self.stage, self.precision.product_dtype)
+        self.optimizer = reset_optimizer(before, self.model, self.stage, self.precision.matmul_dtype)
         if self.optimizer is not before:
-            self._ahead = None  # its steps are those of the optimizer before
+            self._ahead = None  # its steps update the old optimizer
         self.scaler = self.precision.scaler()
 
     def _join_group(self) -> None:
-        """Hand the model to torch's engine for several processes, once."""
+        """Wrap the model for data-parallel training, once."""
         if self.parallel is None and not self.group.is_alone:
-            # While it is built all ranks talk, so that none may find only then that its gradients have no room.
+            # All ranks communicate while it is built, so check first that each has memory for the gradients.
             size = sum(parameter.numel() for parameter in self.model.parameters())
             self.group.together(lambda: torch.empty(size, device=self.device))
             self.parallel = DataParallel(self.model, self.device)
             self.group.before_leaving(self.parallel.close)
 
     def _may_run_ahead(self, batches: TrainBatches) -> bool:
-        """On GPUs with room for the tokens, in a precision whose loss scale needs no look at every step."""
+        """Whether steps can run ahead: on a GPU with memory for the tokens, in a precision without loss scaling."""
         if self.device.type != "cuda" or self.scaler.is_enabled():
             return False
-        # In a group the first step agrees that memory suffices; steps ahead do not agree on anything.
+        # In a group the first step checks that memory suffices on all ranks; steps that run ahead do not.
         if self.parallel is not None and self.parallel.rehearsed != self.micro_batch_size:
             return False
         if self._ahead is not None:
@@ -199,7 +199,7 @@ class Learner(Stepper):
         return not self.group.any(free is None or batches.ids.nbytes >= _SHARE_FOR_TOKENS * free)
 
     def _halve_micro_batch(self) -> None:
-        """Use less memory from now on; OutOfMemory if that is impossible."""
+        """Halve the micro-batch from now on; OutOfMemory if it is a single sequence."""
         if self.micro_batch_size == 1:
             raise OutOfMemory(
                 "out of memory even with one sequence at a time; close other programs and run the same command again, "
@@ -207,9 +207,9 @@ class Learner(Stepper):
             )
         share = self.stage.batch_size // self.group.world_size
         smaller = next(size for size in range(self.micro_batch_size // 2, 0, -1) if share % size == 0)
-        self.say(f"out of memory with {self.micro_batch_size} sequences at a time; continuing with {smaller}")
+        self.report(f"out of memory with {self.micro_batch_size} sequences at a time; continuing with {smaller}")
         self.micro_batch_size = smaller
-        if self.parallel is not None:  # it may be waiting for the rest of a backward
+        if self.parallel is not None:  # it may be waiting for the rest of an interrupted backward
             self.parallel.close()
             self.parallel = None
         self._ahead = None

@@ -1,7 +1,7 @@
-"""Output head and cross-entropy together, a few rows at a time: the scores of a whole batch never exist.
+"""Output head fused with cross-entropy, in chunks of rows: the scores (logits) of a whole batch never exist.
 
-At 8,192 tokens and 50,257 scores each, the plain way keeps several arrays of 1.6 GB. Here the gradient is written over
-the scores of one chunk, turned into the gradients of head and hidden state, and the buffer is used again.
+With 8,192 tokens and 50,257 scores each, the plain version keeps several arrays of 1.6 GB. Here the gradient overwrites
+the scores of one chunk, the gradients of head and hidden state are computed from it, and the buffer is reused.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.nn import functional as F
 
 from storyladder.layers.kernels import kernels_for
 
-_CHUNK_SCORES = {"cpu": 1 << 25, "cuda": 1 << 28}  # scores held at once: 128 MB in fp32; GPUs want large products
-_COLUMNS = {"cuda": 64}  # a multiple that products like: nanoGPT became a quarter faster with 50,304 columns for 50,257
+_CHUNK_SCORES = {"cpu": 1 << 25, "cuda": 1 << 28}  # scores per chunk: 128 MB in fp32; GPUs need large matmuls
+_COLUMNS = {"cuda": 64}  # pad to a multiple for fast matmuls: nanoGPT gained 25 % from 50,304 columns instead of 50,257
 
 Entropy = Callable[[Tensor, Tensor, float, bool], Tensor]
 
 
 def scores_at_once(device_type: str) -> int:
-    """How many scores, rows times vocabulary, one chunk holds on a device."""
+    """How many scores, rows times vocabulary, one chunk has on a device."""
     return _CHUNK_SCORES.get(device_type, _CHUNK_SCORES["cpu"])
 
 
@@ -36,8 +36,8 @@ def next_token_loss(
 ) -> Tensor:
     """Cross-entropy summed over all targets, in nats, a float32 scalar with gradients for hidden state and head.
 
-    `log_unseen` is added to the last score (learning/vocabulary.py). A target that is the last row means one of the
-    tokens behind it, and costs as much as that one alone. `entropy` may be a compiled form of entropy_.
+    `log_unseen` is added to the last score (learning/vocabulary.py). If the last row is the target, it stands for one
+    of the tokens that share it, and the loss is that single token's. `entropy` may be a compiled form of entropy_.
     """
     entropy = entropy or entropy_
     hidden_NC, targets_N = hidden_BTC.flatten(0, 1), targets_BT.flatten()
@@ -49,7 +49,7 @@ def next_token_loss(
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Computes the gradients on the way forward, where the scores are; the way back only scales them."""
+    """Computes the gradients in forward, while the scores exist; backward only scales them."""
 
     @staticmethod
     def forward(
@@ -78,18 +78,18 @@ def _chunks(
     grad_hidden_NC: Tensor | None,
     grad_weight_VC: Tensor | None,
 ) -> Tensor:
-    """Loss and, where asked for, gradients of the summed loss, chunk by chunk. Products in autocast's type."""
+    """The summed loss and, if buffers are given, its gradients, chunk by chunk. Matmuls run in autocast's dtype."""
     device = hidden_NC.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VC.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     hidden_NC, weight_VC = hidden_NC.to(dtype), weight_VC.to(dtype)
     padding = -len(weight_VC) % _COLUMNS.get(device, 1)
-    if padding:  # with rows of zeros, whose scores and gradients are zeros
+    if padding:  # rows of zeros have zero scores and zero gradients
         weight_VC = F.pad(weight_VC, (0, 0, 0, padding))
     N, V = len(hidden_NC), len(weight_VC)
     rows = max(1, min(N, scores_at_once(device) // V))
     if device != "cpu":
-        rows = -(-N // -(-N // rows))  # chunks of one size, for each of which a compiler would make kernels of its own
+        rows = -(-N // -(-N // rows))  # chunks of equal size: torch.compile would compile kernels for each size
     scores = torch.empty(rows, V, dtype=dtype, device=hidden_NC.device)
     loss = torch.zeros((), dtype=wide, device=hidden_NC.device)
     with torch.autocast(device, enabled=False):
@@ -109,9 +109,9 @@ def _chunks(
 
 
 def entropy_(scores_RV: Tensor, targets_R: Tensor, log_unseen: float, gradient: bool) -> Tensor:
-    """Summed cross-entropy of some rows. The scores are used up; with `gradient`, its gradient stands there instead."""
+    """Summed cross-entropy of some rows. Overwrites the scores; with `gradient`, by the loss's gradient."""
     kernels = kernels_for(scores_RV, "loss")
-    if kernels is not None and scores_RV.is_contiguous():  # not beside padded columns
+    if kernels is not None and scores_RV.is_contiguous():  # with padded columns they are not
         losses_R = kernels.cross_entropy_(scores_RV, targets_R, last_offset=log_unseen, gradient=gradient)
         return losses_R.sum()
     wide_RV = scores_RV.to(torch.promote_types(scores_RV.dtype, torch.float32))
@@ -122,14 +122,14 @@ def entropy_(scores_RV: Tensor, targets_R: Tensor, log_unseen: float, gradient: 
     loss = loss - wide_RV.gather(1, targets_R1).sum()
     if gradient:
         rows_R = torch.arange(len(wide_RV), device=wide_RV.device)
-        wide_RV.exp_()[rows_R, targets_R] -= 1.0  # scatter_add_ adds in no fixed order on a GPU
+        wide_RV.exp_()[rows_R, targets_R] -= 1.0  # scatter_add_ is not deterministic on a GPU
         if wide_RV is not scores_RV:
             scores_RV.copy_(wide_RV)
     return loss
 
 
 def fused_entropy_(scores_RV: Tensor, targets_R: Tensor, log_unseen: float, gradient: bool) -> Tensor:
-    """entropy_ in a form that torch.compile makes few kernels of: the scores are read, and written once."""
+    """entropy_ in a form that torch.compile turns into few kernels: the scores are written only once."""
     wide = torch.promote_types(scores_RV.dtype, torch.float32)
     columns_V = torch.arange(scores_RV.size(1), device=scores_RV.device)
     is_last_V = columns_V == scores_RV.size(1) - 1

@@ -1,8 +1,8 @@
 """Muon for the hidden matrices and AdamW for everything else, as one optimizer.
 
-Muon (Jordan and others, https://kellerjordan.github.io/posts/muon/) moves a matrix by the orthogonal matrix nearest to
-its averaged gradient: a step of one length in every direction, also in those that a few large ones outshout. The way
-there is Polar Express (Amsel and others, https://arxiv.org/abs/2505.16932). Matrices of a shape go it together.
+Muon (Jordan and others, https://kellerjordan.github.io/posts/muon/) updates a matrix by the orthogonal matrix nearest
+to its momentum: a step of equal length in all directions, even those with small gradients. It is computed by Polar
+Express (Amsel and others, https://arxiv.org/abs/2505.16932), for all matrices of a shape in one batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 Polynomials = Sequence[tuple[float, float, float]]
 
 # a, b, c of every iteration X -> a X + (b A + c A A) X with A = X X^T: the paper's five, for singular values of at most
-# 1 / 1.02, which leaves room for the rounding of bf16.
+# 1 / 1.02, a margin for bf16 rounding.
 POLAR_EXPRESS: Polynomials = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -31,7 +31,7 @@ _LARGEST = 1.02
 def orthogonalized(G: Tensor, dtype: torch.dtype, polynomials: Polynomials = POLAR_EXPRESS) -> Tensor:
     """Matrices with the singular vectors of G and singular values near 1, (n, rows, columns) with rows <= columns.
 
-    The products are made in `dtype`. Zeros stay zeros.
+    Matmuls run in `dtype`. Zeros stay zeros.
     """
     norm: Tensor = torch.linalg.vector_norm(G, dim=(-2, -1), keepdim=True)
     X = (G / (_LARGEST * norm).clamp(min=1e-7)).to(dtype)
@@ -42,28 +42,28 @@ def orthogonalized(G: Tensor, dtype: torch.dtype, polynomials: Polynomials = POL
 
 
 class Muon(torch.optim.Optimizer):
-    """A group with `parts` is moved by Muon, the others by AdamW, whose keywords are `adamw`.
+    """Muon for the parameter groups that have `parts`, AdamW with the keywords `adamw` for the others.
 
-    `parts` says of each parameter how many matrices stand in it one below the other: 3 for queries, keys and values.
-    The iteration multiplies in `product_dtype`; where its gradients have float64, in that.
+    `parts` is the number of matrices stacked in each parameter: 3 for queries, keys and values. The iteration's matmuls
+    run in `matmul_dtype`, or in float64 if the gradients have that dtype.
     """
 
-    found_inf: Tensor | None = None  # as AdamW knows it: where it is 1, nothing moves and nothing is remembered
+    found_inf: Tensor | None = None  # as in AdamW: if it is 1, neither weights nor momentum change
 
     def __init__(
         self,
         groups: Iterable[dict[str, Any]],
         *,
         momentum: float,
-        product_dtype: torch.dtype,
+        matmul_dtype: torch.dtype,
         polynomials: Polynomials = POLAR_EXPRESS,
         **adamw: Any,
     ) -> None:
         groups = list(groups)
         self._adamw = torch.optim.AdamW([group for group in groups if "parts" not in group], **adamw)
-        super().__init__(groups, self._adamw.defaults)  # AdamW's groups stay the very same objects
+        super().__init__(groups, self._adamw.defaults)  # shares AdamW's groups
         self.state = self._adamw.state
-        self._momentum, self._product_dtype, self._polynomials = momentum, product_dtype, polynomials
+        self._momentum, self._matmul_dtype, self._polynomials = momentum, matmul_dtype, polynomials
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update."""
@@ -72,14 +72,14 @@ class Muon(torch.optim.Optimizer):
         self.step_matrices()
 
     def make_room(self) -> None:
-        """Take, and leave to torch's store, the memory of an update that moves nothing."""
+        """Make an update that changes nothing, so that torch's allocator holds the memory for the next one."""
         self.found_inf, kept = torch.ones((), device=self.param_groups[0]["params"][0].device), self.found_inf
         self.step_matrices()
         self.found_inf = kept
 
     @torch.no_grad()
     def step_matrices(self) -> None:
-        """The part of an update that Muon makes."""
+        """Update the matrices, which is Muon's part of a step."""
         for group in (group for group in self.param_groups if "parts" in group):
             by_shape: dict[tuple[int, ...], list[tuple[Tensor, ...]]] = {}
             for parameter, parts in zip(group["params"], group["parts"], strict=True):
@@ -93,7 +93,7 @@ class Muon(torch.optim.Optimizer):
                 self._move(same, group["lr"], group["weight_decay"])
 
     def _move(self, same: list[tuple[Tensor, ...]], lr: float | Tensor, weight_decay: float) -> None:
-        """Move matrices of one shape, each given with gradient and momentum; tall ones lie on their side meanwhile."""
+        """Update matrices of one shape, each with gradient and momentum; tall ones are transposed meanwhile."""
         longer = [math.sqrt(max(1.0, weight.size(0) / weight.size(1))) for weight, *_ in same]
         weights, grads, momenta = (
             [tensor if tensor.size(0) <= tensor.size(1) else tensor.mT for tensor in part]
@@ -101,7 +101,7 @@ class Muon(torch.optim.Optimizer):
         )
         G, M, W = torch.stack(grads), torch.stack(momenta), torch.stack(weights)
         averaged = M.lerp(G, 1 - self._momentum)
-        dtype = self._product_dtype if G.dtype == torch.float32 else G.dtype
+        dtype = self._matmul_dtype if G.dtype == torch.float32 else G.dtype
         update = orthogonalized(G.lerp(averaged, self._momentum), dtype, self._polynomials)  # Nesterov's momentum
         torch._foreach_mul_(list(update.unbind()), longer)
         moved = W * (1 - lr * weight_decay) - lr * update

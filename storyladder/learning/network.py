@@ -1,4 +1,4 @@
-"""What this package asks of a network. model.py's GPT has it; any other network with these may take its place."""
+"""The interface of a network. model.py's GPT has it; any other network that has it can replace GPT."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LanguageModel(Protocol):
         """Whether dropout is on."""
 
     def hidden(self, idx_BT: Tensor, cache: list[list[Tensor]] | None = None) -> Tensor:
-        """What stands before the output head, (B, T, C)."""
+        """The input of the output head, (B, T, C)."""
 
     def train(self, mode: bool = True) -> Any: ...
 
@@ -43,5 +43,5 @@ class LanguageModel(Protocol):
 
 
 BuildModel = Callable[[ModelConfig], LanguageModel]
-EMBEDDING = "transformer.wte.weight"  # the one matrix whose rows are tokens
-POSITIONS = "transformer.wpe.weight"  # and the one whose rows are positions
+EMBEDDING = "transformer.wte.weight"  # one row per token
+POSITIONS = "transformer.wpe.weight"  # one row per position

@@ -1,4 +1,4 @@
-"""AdamW or Muon over all parameters, the rates of their parts, and clipping of the whole gradient."""
+"""AdamW or Muon over all parameters, their learning rates and weight decay, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from storyladder.learning.schedule import weight_decay_of
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.settings import StageConfig
 
-MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum",)}  # a parameter's state, by what moves it
+MOMENTS = {"adamw": ("exp_avg", "exp_avg_sq"), "muon": ("momentum",)}  # optimizer state of a parameter
 
 
 def build_optimizer(
-    model: LanguageModel, stage: StageConfig, product_dtype: torch.dtype = torch.float32
+    model: LanguageModel, stage: StageConfig, matmul_dtype: torch.dtype = torch.float32
 ) -> torch.optim.Optimizer:
-    """AdamW over all parameters, or Muon over the hidden matrices and AdamW over the rest, as the stage asks.
+    """AdamW for all parameters, or Muon for the hidden matrices and AdamW for the rest, as set in the stage.
 
-    Matrices and embeddings decay, biases and layer norms do not. Muon multiplies in `product_dtype`.
+    Matrices and embeddings decay, biases and layer norms do not. Muon's matmuls run in `matmul_dtype`.
     """
     groups: dict[tuple[str, float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -40,7 +40,7 @@ def build_optimizer(
     adamw: dict[str, Any] = {"lr": stage.max_lr, "betas": (stage.beta1, stage.beta2), "eps": stage.eps, "fused": fused}
     if stage.optimizer == "adamw":
         return torch.optim.AdamW(list(groups.values()), **adamw)
-    return Muon(groups.values(), momentum=stage.momentum, product_dtype=product_dtype, **adamw)
+    return Muon(groups.values(), momentum=stage.momentum, matmul_dtype=matmul_dtype, **adamw)
 
 
 def _peak_lr(name: str, parameter: Tensor, stage: StageConfig) -> float:
@@ -49,13 +49,13 @@ def _peak_lr(name: str, parameter: Tensor, stage: StageConfig) -> float:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float | Tensor) -> None:
-    """Give every group its share of the rate of now, which is that of the hidden matrices."""
+    """Set every group's learning rate to its share of `lr`, the rate of the hidden matrices."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_share"]
 
 
 def make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Take the memory of the state of every parameter that has none yet, and of an update, as the first would."""
+    """Allocate the missing optimizer state, and the memory of an update, as the first update would."""
     if isinstance(optimizer, Muon) and not optimizer.state:
         optimizer.make_room()
     for group in optimizer.param_groups:
@@ -68,10 +68,10 @@ def make_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 def reset_optimizer(
-    optimizer: torch.optim.Optimizer, model: LanguageModel, stage: StageConfig, product_dtype: torch.dtype
+    optimizer: torch.optim.Optimizer, model: LanguageModel, stage: StageConfig, matmul_dtype: torch.dtype
 ) -> torch.optim.Optimizer:
-    """An optimizer that has made no update: the same one where it suits the stage, since compiled steps work on it."""
-    fresh = build_optimizer(model, stage, product_dtype)
+    """An optimizer without updates: the same object, reset, if it fits the stage, since compiled steps refer to it."""
+    fresh = build_optimizer(model, stage, matmul_dtype)
     decays = [[group["weight_decay"] for group in each.param_groups] for each in (optimizer, fresh)]
     if decays[0] != decays[1]:
         return fresh
@@ -80,7 +80,7 @@ def reset_optimizer(
 
 
 def forget_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Make the state that of an optimizer that has made no update, in place: captured steps write to these tensors."""
+    """Reset the optimizer state in place: captured steps write to these tensors."""
     for state in optimizer.state.values():
         for tensor in state.values():
             tensor.zero_()
@@ -90,8 +90,8 @@ def forget_moments(optimizer: torch.optim.Optimizer) -> None:
 def clip_gradients(model: LanguageModel, max_norm: float, vocabulary: CompactVocabulary) -> Tensor:
     """Scale all gradients so that their common L2 norm is at most `max_norm`; returns the norm before, a scalar.
 
-    The norm counts the rows that a compact vocabulary leaves out, so clipping acts as in the whole model. A norm that
-    is not finite leaves the gradients as they are; the step looks at it and skips the update.
+    The norm includes the rows that a compact vocabulary leaves out, so clipping is the same as in the whole model. If
+    the norm is not finite, the gradients are not changed; the step checks it and skips the update.
     """
     grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     squares = torch.stack(torch._foreach_norm(list(grads.values()))).square().sum()

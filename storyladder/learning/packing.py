@@ -1,4 +1,4 @@
-"""Weights and optimizer state as tensors on the CPU under GPT-2's names, always with the whole vocabulary."""
+"""Weights and optimizer state as CPU tensors under GPT-2's names, always with the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from storyladder.runtime.checkpoint import Payload
 
 
 def pack_weights(model: LanguageModel, vocabulary: CompactVocabulary) -> dict[str, Tensor]:
-    """All weights, copied."""
+    """A copy of all weights."""
     return {name: _packed(name, tensor, vocabulary) for name, tensor in model.state_dict().items()}
 
 
 def unpack_weights(model: LanguageModel, weights: dict[str, Tensor], vocabulary: CompactVocabulary) -> None:
-    """Load weights of the whole vocabulary into a model whose vocabulary may be compact."""
+    """Load weights with the whole vocabulary into a model whose vocabulary may be compact."""
     model.load_state_dict(
         {name: vocabulary.compress(tensor) if name == EMBEDDING else tensor for name, tensor in weights.items()}
     )
@@ -28,7 +28,7 @@ def unpack_weights(model: LanguageModel, weights: dict[str, Tensor], vocabulary:
 def pack_optimizer(
     model: LanguageModel, optimizer: torch.optim.Optimizer, vocabulary: CompactVocabulary
 ) -> dict[str, Any]:
-    """The optimizer's moments by parameter name, copied, and how many updates it made."""
+    """A copy of the optimizer's moments by parameter name, and the number of updates it has made."""
     moments_of = _moments_of(optimizer)
     updates = max((int(state.get("step", 0)) for state in optimizer.state.values()), default=0)  # Muon counts none
     packed: dict[str, Any] = {moment: {} for moments in moments_of.values() for moment in moments}
@@ -53,7 +53,7 @@ def unpack_optimizer(
         state = {moment: tensor.to(parameter.device) for moment, tensor in state.items()}
         if "exp_avg" in state:
             counter = torch.tensor(float(packed["updates"]))
-            # Fused AdamW counts on the device, plain AdamW on the CPU.
+            # Fused AdamW keeps the counter on the device, plain AdamW on the CPU.
             state["step"] = counter.to(parameter.device) if optimizer.defaults["fused"] else counter
         current = optimizer.state[parameter]
         if current.keys() == state.keys():
@@ -63,7 +63,7 @@ def unpack_optimizer(
 
 
 def can_be_compact(payload: Payload, vocabulary: CompactVocabulary) -> bool:
-    """Whether one row can stand for all tokens unseen so far, in the weights and in the moments of a checkpoint."""
+    """Whether one row can represent all unseen tokens, in the weights and in the moments of a checkpoint."""
     moments = payload.get("optimizer", {})
     shared = [payload["model"], *(moments[name] for name in MOMENTS["adamw"] if moments.get("updates"))]
     return all(vocabulary.can_share(tensors[EMBEDDING]) for tensors in shared)

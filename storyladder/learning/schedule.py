@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step, and schedules that fit a time."""
+"""The learning rate as a pure function of the step, and schedules that fit a given time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import math
 from storyladder.settings import StageConfig
 
 _EVALUATIONS_IN_FITTED_RUN = 8
-# The best rate falls with the tokens of a run to this power: Bjorck and others, https://arxiv.org/abs/2409.19913.
+# The best learning rate falls with the number of tokens to this power: Bjorck and others,
+# https://arxiv.org/abs/2409.19913.
 _HORIZON_EXPONENT = 0.32
 
 
 def lr_at(step: int, stage: StageConfig) -> float:
-    """Learning rate of the update after `step` updates: linear warm-up, then a cosine or a line down to min_lr.
+    """Learning rate of the update after `step` updates: linear warm-up, then cosine or linear decay to min_lr.
 
-    It is a function of the step and of max_steps alone. In a stage longer than lr_horizon all rates are smaller.
+    It depends only on the step and the stage's settings. In a stage longer than lr_horizon all rates are smaller.
     """
     smaller: float = _horizons(stage) ** -_HORIZON_EXPONENT
     highest, lowest = smaller * stage.max_lr, smaller * stage.min_lr
@@ -27,26 +28,26 @@ def lr_at(step: int, stage: StageConfig) -> float:
 
 
 def weight_decay_of(stage: StageConfig) -> float:
-    """The stage's weight decay; beyond lr_horizon so much less that rate x decay x steps stays the same.
+    """The stage's weight decay; in a stage longer than lr_horizon smaller, so that rate x decay x steps stays the same.
 
-    That is the number of times that the weights forget themselves during the stage (https://arxiv.org/abs/2405.13698).
+    That is how many times the weights decay by a factor of e during the stage (https://arxiv.org/abs/2405.13698).
     """
     smaller: float = _horizons(stage) ** (_HORIZON_EXPONENT - 1)
     return stage.weight_decay * smaller
 
 
 def _horizons(stage: StageConfig) -> float:
-    """How many times the length that the rates were chosen for, at least once."""
+    """The stage's length divided by lr_horizon, the length that the rates were chosen for; at least 1."""
     return 1.0 if stage.lr_horizon is None else max(1.0, stage.max_steps / stage.lr_horizon)
 
 
 def fitted_to(
     stage: StageConfig, *, step: int, seconds: float, step_seconds: float, window_seconds: float, n_windows: int
 ) -> StageConfig:
-    """The stage with a schedule that ends `seconds` after `step`, with a warm-up in proportion.
+    """The stage with a schedule that ends `seconds` after `step`, with a proportional warm-up.
 
-    There are eight evaluations, which take at most a tenth of the time; `window_seconds` is the time of evaluating one
-    of the `n_windows` validation windows, `step_seconds` that of one optimizer step.
+    It has eight evaluations, which take at most a tenth of the time; `window_seconds` is the time to evaluate one of
+    the `n_windows` validation windows, `step_seconds` that of one optimizer step.
     """
     affordable = int(seconds * 0.1 / (_EVALUATIONS_IN_FITTED_RUN + 1) / window_seconds)
     val_windows = max(1, min(affordable, n_windows))
@@ -64,7 +65,7 @@ def fitted_to(
 def refitted_to(
     stage: StageConfig, *, step: int, seconds: float, step_seconds: float, evaluation_seconds: float
 ) -> StageConfig:
-    """The same schedule with the end moved to `seconds` after `step`, now that the speed is known better."""
+    """The same schedule with its end moved to `seconds` after `step`, with the speed measured since."""
     each = step_seconds + evaluation_seconds / stage.eval_interval
     steps = max(0, int((seconds - evaluation_seconds) / each))
     return dataclasses.replace(stage, max_steps=max(step + steps, stage.warmup_steps + 1))

@@ -24,7 +24,7 @@ from storyladder.settings import StageConfig
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What one step measured. If it was not `applied`, its loss or gradient was not finite and nothing moved."""
+    """Loss and gradient norm of a step. If it was not `applied`, one of them was not finite and nothing changed."""
 
     train_loss: float  # nats per token, before the update
     grad_norm: float  # before clipping
@@ -32,7 +32,7 @@ class StepResult:
 
 
 class Stepper:
-    """A model with all that an update of it takes; makes one update at a time."""
+    """A model with everything an update needs; makes one update at a time."""
 
     def __init__(
         self,
@@ -57,13 +57,13 @@ class Stepper:
         self.parallel: DataParallel | None = None  # in a group: averages gradients over all ranks
 
     def step(self, batch: tuple[Tensor, Tensor], number: int, lr: float) -> StepResult:
-        """Update `number` from inputs and targets, both (batch_size, T).
+        """Make update `number` from inputs and targets, both (batch_size, T).
 
-        In a group each rank brings its share of the batch, (batch_size / ranks, T), and all make the same update.
+        In a group each rank passes its share of the batch, (batch_size / ranks, T), and all make the same update.
         """
         set_rate(self.optimizer, lr)
         if self.parallel is not None and self.parallel.rehearsed != self.micro_batch_size:
-            # Later no rank may run out of memory alone: the others would wait for its gradients, or make the update.
+            # Later no rank may run out of memory alone: the others would wait for its gradients, or update without it.
             self.group.together(lambda: self.accumulate_gradients(batch, number, exchange=False))
             self.group.together(lambda: make_moments(self.optimizer))
             self.parallel.rehearsed = self.micro_batch_size
@@ -90,10 +90,10 @@ class Stepper:
     ) -> Tensor:
         """Add the gradients of the batch's mean loss to the model's; returns that loss, nats per token, a scalar.
 
-        The mean is over all tokens of the batch, so the size of micro-batches changes memory only. Dropout draws from
-        a generator seeded with (seed, step number, the micro-batch's first sequence in the whole batch): a resumed step
-        draws what the interrupted one would have drawn, and no random state has to be saved. Without `number` the
-        caller has seeded it. `hidden` and `entropy` are compiled forms of model.hidden and entropy_.
+        The mean is over all tokens of the batch, so the micro-batch size only affects memory. Dropout uses a generator
+        seeded with (seed, step number, the micro-batch's first sequence in the whole batch): a resumed step draws the
+        same numbers as the interrupted one, and no random state has to be saved. Without `number` the caller has
+        seeded it. `hidden` and `entropy` may be compiled forms of model.hidden and entropy_.
 
         In a group the last backward exchanges gradients, which become the mean over all ranks; with `agree`, all ranks
         first agree that everything before it succeeded. Without `exchange` the gradients stay those of this rank.
@@ -131,10 +131,10 @@ class Stepper:
 
 
 def _backward(loss: Any) -> None:
-    loss.backward()  # torch leaves Tensor.backward without types
+    loss.backward()  # Tensor.backward has no type annotations
 
 
 def seed_of_step(seed: int, number: int, first_sequence: int = 0) -> int:
-    """For the draws of a micro-batch, 63 bits: a different one for every combination of the three numbers."""
+    """The 63-bit random seed of a micro-batch, a different one for every combination of the arguments."""
     digest = hashlib.blake2b(repr((seed, number, first_sequence)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

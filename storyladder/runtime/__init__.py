@@ -1,1 +1,1 @@
-"""The ground that everything stands on: errors, machine, checkpoints, locks. Knows no stories and no network."""
+"""The base layer: errors, machine, checkpoints, locks. It knows nothing about stories or models."""

@@ -1,8 +1,8 @@
-"""Crash-safe files of tensors and plain values: written beside, verified, then renamed; verified again at every load.
+"""Crash-safe files of tensors and plain values: written to a temporary file, verified, renamed; verified at every load.
 
-A file under its final name is complete. The one before it is kept as NAME.prev.pt until the next save, and a load falls
-back to it. This module knows no model: it moves dictionaries. Nothing but tensors and plain int, float, str, bool,
-None, list and dict is written, and nothing else is ever unpickled.
+A file under its final name is complete. The previous one is kept as NAME.prev.pt until the next save, and a load falls
+back to it. This module knows no model, only dictionaries. It writes tensors and plain int, float, str, bool, None, list
+and dict, and never unpickles anything else.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ FORMAT = "storyladder checkpoint"
 FORMAT_VERSION = 1
 Payload = dict[str, Any]
 
-# What zipfile and torch.load raise for bytes that are no archive of tensors.
+# What zipfile and torch.load raise for bytes that are not an archive of tensors.
 _UNREADABLE = (
     *(RuntimeError, ValueError, KeyError, IndexError, EOFError, AttributeError, TypeError, OverflowError),
     *(AssertionError, ImportError, NotImplementedError),
     *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error),
 )
-_DISK_ERRORS = (errno.EIO, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quotas
+_DISK_ERRORS = (errno.EIO, errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quotas
 _MAX_STRUCTURE = 2 << 20  # bytes of pickle around the tensors; ours has about 50 KB, and 2 MB take a second to read
 _MAX_RECORDS = 100_000
-_MAX_SHARED = 4  # how often a byte of the file may stand in tensors, which may share memory
+_MAX_SHARED = 4  # how many tensors may contain the same byte of the file: tensors can share memory
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A verified checkpoint, the file it came from, and what there is to say about files that were damaged."""
+    """A verified checkpoint, the file it came from, and notes about files that were damaged."""
 
     payload: Payload
     path: Path
@@ -56,9 +56,9 @@ def previous_of(path: Path) -> Path:
 
 
 def save_checkpoint(path: Path, payload: Payload, *, keep_previous: bool) -> None:
-    """Write, read back, and only then give the file its name.
+    """Write the file, read it back, and only then give it its final name.
 
-    Raises OSError (full disk, read-only folder, bytes that read back differently) and leaves the old files alone.
+    Raises OSError (full disk, read-only folder, data that read back differently) and leaves the old files untouched.
     """
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **payload}
     content["digest"] = digest_of(content)
@@ -82,12 +82,12 @@ def save_checkpoint(path: Path, payload: Payload, *, keep_previous: bool) -> Non
 
 
 def _write(partial: Path, content: Payload) -> None:
-    """The file, on the disk and not only in the system's memory, when this returns."""
+    """Write the file and flush it to disk: it is not only in the system's cache when this returns."""
     with partial.open("wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            # torch's zip writer answers a refused write with an error of its own; the reason hides in its context.
+            # torch's zip writer raises its own error when a write fails; the original one is its __context__.
             cause = error.__context__
             raise (cause if isinstance(cause, OSError) else OSError(errno.EIO, str(error), str(partial))) from None
         file.flush()
@@ -102,7 +102,7 @@ def _require_space(folder: Path, content: Payload) -> None:
 
 
 def _fsync_folder(folder: Path) -> None:
-    """Make the renaming itself durable, where the system knows such a call. OSError if the disk refuses it."""
+    """Make the rename itself durable on systems that can sync a folder. OSError if the disk fails."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -115,12 +115,12 @@ def _fsync_folder(folder: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> Payload:
-    """The content of a checkpoint, on the CPU, verified. CheckpointError if it is missing, damaged or not ours."""
+    """The verified content of a checkpoint, on the CPU. CheckpointError if it is missing, damaged or not ours."""
     return {key: _unmapped(value) for key, value in _verified(path).items()}
 
 
 def peek_checkpoint(path: Path) -> Payload | None:
-    """What a checkpoint says of itself, unverified, with tensors that still lie in the file; None if it cannot."""
+    """The content of a checkpoint, not verified, with tensors mapped from the file; None if it cannot be read."""
     try:
         return _opened(path)
     except CheckpointError:
@@ -128,7 +128,7 @@ def peek_checkpoint(path: Path) -> Payload | None:
 
 
 def _verified(path: Path) -> Payload:
-    """The same as read_checkpoint, with tensors that still lie in the file."""
+    """The same as read_checkpoint, with tensors mapped from the file."""
     content = _opened(path)
     with _reading(path):
         digest = digest_of(content)
@@ -139,7 +139,7 @@ def _verified(path: Path) -> Payload:
 
 def _opened(path: Path) -> Payload:
     if path.is_dir():
-        raise DamagedCheckpoint(f"{path} is a folder and no checkpoint")
+        raise DamagedCheckpoint(f"{path} is a folder, not a checkpoint")
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     with _reading(path):
@@ -147,17 +147,17 @@ def _opened(path: Path) -> Payload:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         _require_plain_tensors(content, path.stat().st_size)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of Storyladder (its `format` is missing)")
+        raise CheckpointError(f"{path} is not a Storyladder checkpoint (its `format` is missing)")
     if content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format version {content.get('format_version')}, this program reads {FORMAT_VERSION}"
+            f"{path} has format version {content.get('format_version')}, but this program reads {FORMAT_VERSION}"
         )
     return content
 
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What zipfile, torch and strange content raise, as an error that says which file it is."""
+    """Turn the errors of zipfile, torch and malformed content into a CheckpointError that names the file."""
     try:
         yield
     except OSError as error:
@@ -165,23 +165,23 @@ def _reading(path: Path) -> Iterator[None]:
     except _UNREADABLE as error:
         if "can't allocate memory" in str(error):
             raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from None
-        raise DamagedCheckpoint(f"{path} is damaged or no checkpoint: {_first_line(error)}") from None
+        raise DamagedCheckpoint(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from None
 
 
 def _require_plain_archive(path: Path) -> None:
-    """Refuse, before anything is allocated, archives that torch.save does not write: compressed, bloated, absurd."""
+    """Refuse archives that torch.save never writes (compressed, oversized), before anything is allocated."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
     if len(records) > _MAX_RECORDS or sum(record.file_size for record in records) > path.stat().st_size:
-        raise ValueError("its records are larger than the file")
+        raise ValueError("its records add up to more than the file")
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise ValueError("it holds compressed records")
+        raise ValueError("it contains compressed records")
     if any(record.filename.endswith(".pkl") and record.file_size > _MAX_STRUCTURE for record in records):
-        raise ValueError("its structure is larger than any checkpoint's")
+        raise ValueError("its pickle is larger than that of any checkpoint")
 
 
 def _require_plain_tensors(content: object, file_size: int) -> None:
-    """Refuse tensors that a stride of 0 makes larger than the file: a copy of one would fill the memory."""
+    """Refuse tensors that a stride of 0 makes larger than the file: copying one would exhaust memory."""
     if sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content)) > _MAX_SHARED * file_size:
         raise ValueError("its tensors are larger than the file")
 
@@ -191,10 +191,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def load_checkpoint(path: Path, *, set_aside: bool = True) -> Loaded | None:
-    """The newest sound generation of `path`, or None if there has never been one.
+    """The newest intact generation of `path`, or None if there has never been one.
 
-    A damaged file is set aside as NAME.corrupt and the one before it is used; if all are, DamagedCheckpoint. Only
-    the process that holds the lock may set aside.
+    A damaged file is renamed to NAME.corrupt and the previous one is used; DamagedCheckpoint if both are damaged. Only
+    the process that holds the lock may pass `set_aside`.
     """
     notes: list[str] = []
     for candidate in (path, previous_of(path)):
@@ -203,15 +203,15 @@ def load_checkpoint(path: Path, *, set_aside: bool = True) -> Loaded | None:
         try:
             return Loaded(read_checkpoint(candidate), candidate, notes)
         except DamagedCheckpoint as error:
-            aside = put_aside(candidate) if set_aside else candidate
+            aside = rename_damaged(candidate) if set_aside else candidate
             notes.append(f"{error}; it is kept as {aside.name}")
     if notes:
         raise DamagedCheckpoint("; ".join(notes))
     return None
 
 
-def put_aside(path: Path) -> Path:
-    """Rename a damaged file to NAME.corrupt, or NAME.corrupt-2 and so on; a folder that cannot be written keeps it."""
+def rename_damaged(path: Path) -> Path:
+    """Rename a damaged file to NAME.corrupt, or NAME.corrupt-2 and so on. In a read-only folder it keeps its name."""
     number = 1
     while (aside := path.with_name(path.name + (".corrupt" if number == 1 else f".corrupt-{number}"))).exists():
         number += 1
@@ -231,7 +231,7 @@ def digest_of(content: Payload) -> str:
 
 
 def _canonical(value: object) -> Iterator[bytes | memoryview]:
-    """The bytes that stand for a value, in an order that does not depend on how a dictionary was filled."""
+    """Bytes that represent a value, independent of the insertion order of dictionaries."""
     if isinstance(value, Tensor):
         yield f"tensor {value.dtype} {tuple(value.shape)}\n".encode()
         yield memoryview(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
@@ -247,7 +247,7 @@ def _canonical(value: object) -> Iterator[bytes | memoryview]:
     elif value is None or isinstance(value, (bool, int, float, str)):
         yield f"{type(value).__name__} {value!r}\n".encode()
     else:
-        raise TypeError(f"a checkpoint holds tensors and plain values only, not {type(value).__name__}")
+        raise TypeError(f"a checkpoint can only contain tensors and plain values, not {type(value).__name__}")
 
 
 def _tensors(value: object) -> Iterator[Tensor]:
@@ -259,7 +259,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _unmapped(value: Any) -> Any:
-    """A copy in memory: the file may be replaced while its content is in use."""
+    """Copy tensors out of the mapped file, which may be replaced while they are in use."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):

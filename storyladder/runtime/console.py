@@ -1,6 +1,6 @@
-"""stdout and stderr as they come: a terminal, a notebook, a StringIO, a code page, a full disk, a closed pipe, nothing.
+"""stdout and stderr of any kind: a terminal, a notebook, a StringIO, a code page, a full disk, a closed pipe, None.
 
-Inside `console()` every print works, whoever makes it. This module does not know what is printed.
+Inside `console()` every print works, including those of other packages.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any
 
 
 class Tolerant:
-    r"""A text stream around another one, or around None. Characters that it cannot encode are written as \u escapes.
+    r"""Wraps a text stream, or None. Characters that the stream cannot encode are written as \u escapes.
 
-    Write and flush raise nothing but BrokenPipeError, for a stdout whose reader has left. Any other failure is kept
-    in `failure`, and what is written from then on is dropped.
+    write and flush only raise BrokenPipeError, and only for a stdout whose reader has exited. Any other error is kept
+    in `failure`, and all later output is dropped.
     """
 
-    def __init__(self, stream: Any, *, tells_broken_pipe: bool) -> None:
+    def __init__(self, stream: Any, *, raises_broken_pipe: bool) -> None:
         self.failure: OSError | None = None
         self._stream = stream
-        self._tells_broken_pipe = tells_broken_pipe
+        self._raises_broken_pipe = raises_broken_pipe
 
     def write(self, text: str) -> int:
-        """Write all of the text; its length, which print and tqdm expect."""
+        """Write the text; returns its length, as print and tqdm expect."""
 
         def write() -> None:
             try:
@@ -39,11 +39,11 @@ class Tolerant:
         return len(text)
 
     def flush(self) -> None:
-        """Pass on what is buffered."""
+        """Flush the wrapped stream."""
         self._tolerate(getattr(self._stream, "flush", lambda: None))
 
     def isatty(self) -> bool:
-        """Whether it is a terminal; what has no `isatty`, or was closed, is none."""
+        """Whether it is a terminal; False for a stream that has no `isatty` or is closed."""
         try:
             return bool(self._stream.isatty())
         except (AttributeError, ValueError):
@@ -59,15 +59,15 @@ class Tolerant:
             action()
         except OSError as error:
             self._discard_buffer()
-            # Windows answers EINVAL where the reader of a pipe has left.
-            if self._tells_broken_pipe and (error.errno == errno.EPIPE or (os.name, error.errno) == ("nt", 22)):
-                raise BrokenPipeError(errno.EPIPE, "the reader has left") from None
+            # Windows reports EINVAL when the reader of a pipe has exited.
+            if self._raises_broken_pipe and (error.errno == errno.EPIPE or (os.name, error.errno) == ("nt", 22)):
+                raise BrokenPipeError(errno.EPIPE, "the reader has exited") from None
             self.failure = error
         except ValueError:  # closed
             self._stream = None
 
     def _discard_buffer(self) -> None:
-        """Python would try again at exit, and complain."""
+        """Keep Python from flushing again at exit, which would print a second error."""
         if self._stream in (sys.__stdout__, sys.__stderr__):
             with contextlib.suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
@@ -75,11 +75,11 @@ class Tolerant:
 
 @contextlib.contextmanager
 def console() -> Iterator[Tolerant]:
-    """Make sys.stdout and sys.stderr tolerant inside the `with`, and put back what was there. Gives stdout."""
+    """Make sys.stdout and sys.stderr tolerant inside the `with`, then restore them. Yields the tolerant stdout."""
     _fill_standard_descriptors()
     before = sys.stdout, sys.stderr
-    stdout = Tolerant(sys.stdout, tells_broken_pipe=True)
-    sys.stdout, sys.stderr = stdout, Tolerant(sys.stderr, tells_broken_pipe=False)
+    stdout = Tolerant(sys.stdout, raises_broken_pipe=True)
+    sys.stdout, sys.stderr = stdout, Tolerant(sys.stderr, raises_broken_pipe=False)
     try:
         yield stdout
     finally:
@@ -89,10 +89,10 @@ def console() -> Iterator[Tolerant]:
 
 
 def _fill_standard_descriptors() -> None:
-    """Where the caller closed 0, 1 or 2, the next file opened would get that number, and what C code prints."""
+    """Open /dev/null for each of 0, 1 and 2 that is closed. Else the next file opened would receive C code's output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             with contextlib.suppress(OSError):
-                os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
+                os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one

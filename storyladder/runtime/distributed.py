@@ -1,10 +1,10 @@
-"""Several processes that train as one: who they are, and the few things that they must agree on.
+"""A group of processes that train one model together: their ranks, and the few things they must agree on.
 
-torchrun starts the processes and says to each, in its environment, which one it is. All hold the same weights and take
-the same decisions; the first one alone reads and writes checkpoints and talks to the user. A process that torchrun did
-not start is a group of one, whose agreements cost nothing, so that no caller has to ask.
+torchrun starts the processes and sets each one's rank in its environment. All ranks have the same weights and make the
+same decisions; only rank 0 reads and writes checkpoints and prints. A process that torchrun did not start is a group of
+one, whose agreements cost nothing, so callers need no special case.
 
-Numbers on the CPU travel through gloo, also on machines with GPUs: hosts agree without waiting for their GPUs.
+CPU values go through gloo, even on machines with GPUs: hosts agree without waiting for their GPUs.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from storyladder.runtime.errors import LAST_WORDS, Interrupted, OthersFailed, PeerLost, UserError
+from storyladder.runtime.errors import GRACE_SECONDS, Interrupted, OthersFailed, PeerLost, UserError
 from storyladder.runtime.machine import is_out_of_memory
 from storyladder.runtime.signals import StopRequest
 
 T = TypeVar("T")
 
-# Longer than a save on a slow network disk, while which the others wait; and what a machine that lost its power costs.
+# Longer than a save to a slow network disk, during which the other ranks wait; also the time lost if a machine dies.
 _TIMEOUT = datetime.timedelta(minutes=5)
-_TIMEOUT_TO_TELL = datetime.timedelta(seconds=10)
+_REPORT_TIMEOUT = datetime.timedelta(seconds=10)
 _FINE, _OUT_OF_MEMORY, _INTERRUPTED, _USER_ERROR = range(4)  # how an action ended; the highest of all counts
 
 
 class Group:
-    """The processes that train together, seen from one of them."""
+    """The processes that train together, as seen from one of them."""
 
     def __init__(
         self,
@@ -53,26 +53,26 @@ class Group:
         self._before_leaving: list[Callable[[], None]] = []
 
     def before_leaving(self, action: Callable[[], None]) -> None:
-        """Do this while the connections to the other processes are still there, whatever ends the run."""
+        """Run `action` before the connections to the other ranks close, however the run ends."""
         self._before_leaving.append(action)
 
     def leave(self) -> None:
-        """Do what is to be done before the connections end."""
+        """Run the `before_leaving` actions, last one first."""
         while self._before_leaving:
             self._before_leaving.pop()()
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that talks, reads and writes for all."""
+        """Whether this is rank 0, which prints, reads and writes for all."""
         return self.rank == 0
 
     @property
     def is_alone(self) -> bool:
-        """Whether there is nobody to agree with."""
+        """Whether this is the only process."""
         return self.world_size == 1
 
     def share_of(self, n: int) -> slice:
-        """The part of n things that is this process's; n must be a multiple of the number of processes."""
+        """This rank's share of n items; n must be a multiple of the world size."""
         assert n % self.world_size == 0
         each = n // self.world_size
         return slice(self.rank * each, (self.rank + 1) * each)
@@ -107,7 +107,7 @@ class Group:
             if error is None or outcome != _USER_ERROR or speaker != self.world_size - self.rank:
                 raise OthersFailed
             assert isinstance(error, UserError)
-            error.tell = True
+            error.print_here = True
             raise error
 
     def together(self, action: Callable[[], T]) -> T:
@@ -116,30 +116,30 @@ class Group:
             return action()
 
     def disband(self) -> None:
-        """Ask nobody from now on, as after an error that ended the others or the connection to them."""
+        """Act alone from now on, after an error that ended the other ranks or the connection to them."""
         self.world_size = 1
 
     def fail(self, error: Exception) -> NoReturn:
-        """Leave with an error that this process met while the others go on to their next agreement."""
+        """Raise an error of this rank, and make the others stop at their next agreement."""
 
         def action() -> None:
             raise error
 
         self.together(action)
-        raise AssertionError("what fails here fails everywhere")
+        raise AssertionError("unreachable: `together` raises the error")
 
     def _pending(self) -> tuple[int, int]:
         return self._stop.pending() if self._stop is not None else (0, 0)
 
-    def first(self, action: Callable[[], T]) -> T:
-        """What `action` returns in the first process, to all: plain values and tensors. Its failure is everybody's."""
+    def on_first(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0; returns its result, plain values and tensors, on all ranks. If it fails, all fail."""
         if self.is_alone:
             return action()
         result = self.together(lambda: action() if self.is_first else None)
-        return self.from_first(result)  # type: ignore[return-value]
+        return self.from_rank_0(result)  # type: ignore[return-value]
 
     def first_then_others(self, action: Callable[[], T]) -> T:
-        """What `action` returns here; the others begin when the first process is done."""
+        """Run `action` on every rank; the others start when rank 0 has finished."""
         if self.is_alone:
             return action()
         result = self.together(lambda: action() if self.is_first else None)
@@ -147,11 +147,11 @@ class Group:
         return mine  # type: ignore[return-value]
 
     def any(self, here: bool) -> bool:
-        """Whether it is so in any process."""
+        """Whether `here` is true on any rank."""
         return self.highest([int(here)]) == [1]
 
     def highest(self, numbers: Sequence[int]) -> list[int]:
-        """Of each of the numbers the highest that any process gives."""
+        """The elementwise maximum over all ranks."""
         if self.is_alone:
             return list(numbers)
         tensor = torch.tensor(numbers, dtype=torch.int64)
@@ -160,7 +160,7 @@ class Group:
         return tensor.tolist()
 
     def sum(self, number: float) -> float:
-        """The sum over all processes, the same bits in each."""
+        """The sum over all ranks, bit for bit the same on each."""
         if self.is_alone:
             return number
         tensor = torch.tensor(number, dtype=torch.float64)
@@ -169,17 +169,17 @@ class Group:
         return tensor.item()
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of a tensor over all processes, on its device, for which the host of a GPU does not wait."""
+        """The mean of a tensor over all ranks, on its device; the host does not wait for the GPU."""
         if self.is_alone:
             return tensor
         with lost_peers():
             torch.distributed.all_reduce(tensor)
         return tensor / self.world_size
 
-    def from_first(self, value: T) -> T:
-        """What the first process gives: plain values and tensors.
+    def from_rank_0(self, value: T) -> T:
+        """Rank 0's value, plain values and tensors, on all ranks.
 
-        They travel as a checkpoint does, and like one are read without running anything that stands in them.
+        It is sent in the format of a checkpoint, and like one it is loaded without executing code from it.
         """
         if self.is_alone:
             return value
@@ -189,13 +189,13 @@ class Group:
         with lost_peers():
             length = torch.tensor(sent.getbuffer().nbytes)
             torch.distributed.broadcast(length, src=0)
-            letters = torch.empty(int(length), dtype=torch.uint8)
+            received = torch.empty(int(length), dtype=torch.uint8)
             if self.is_first:
-                letters.copy_(torch.frombuffer(sent.getbuffer(), dtype=torch.uint8))
-            torch.distributed.broadcast(letters, src=0)
+                received.copy_(torch.frombuffer(sent.getbuffer(), dtype=torch.uint8))
+            torch.distributed.broadcast(received, src=0)
         if self.is_first:
             return value
-        return torch.load(io.BytesIO(letters.numpy().tobytes()), weights_only=True)  # type: ignore[no-any-return]
+        return torch.load(io.BytesIO(received.numpy().tobytes()), weights_only=True)  # type: ignore[no-any-return]
 
 
 ALONE = Group()
@@ -205,7 +205,7 @@ ALONE = Group()
 def joined_group(stop: StopRequest) -> Iterator[Group]:
     """The group that torchrun started this process in, inside the `with`; without torchrun a group of one.
 
-    All but the first process are mute meanwhile, except for errors.
+    Ranks other than 0 print nothing inside, except errors.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ["WORLD_SIZE"]) == 1:
@@ -213,7 +213,7 @@ def joined_group(stop: StopRequest) -> Iterator[Group]:
         return
     rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in names)
     cuda = torch.cuda.is_available() and torch.distributed.is_nccl_available()
-    stop.share(speaks=rank == 0)
+    stop.share(prints=rank == 0)
     with lost_peers():
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=_TIMEOUT)
     group = Group(rank, world_size, local_rank, local_size, stop)
@@ -221,50 +221,50 @@ def joined_group(stop: StopRequest) -> Iterator[Group]:
         with contextlib.nullcontext() if rank == 0 else _muted():
             yield group
     except UserError as error:
-        if error.tell is None:
-            error.tell = _is_first_to_tell(rank)
+        if error.print_here is None:
+            error.print_here = _is_first_to_report(rank)
         raise
     finally:
         group.leave()
         torch.distributed.destroy_process_group()
 
 
-def _is_first_to_tell(rank: int) -> bool:
-    """Whether no other process has told what has happened; the first process is asked first, if it still lives."""
+def _is_first_to_report(rank: int) -> bool:
+    """Whether no other rank has printed the error yet. Rank 0 goes first if it is still alive."""
     if rank > 0:
-        time.sleep(LAST_WORDS)
+        time.sleep(GRACE_SECONDS)
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         client = torch.distributed.TCPStore  # type: ignore[attr-defined]
-        store = client(address, port, is_master=False, timeout=_TIMEOUT_TO_TELL)
-        return bool(store.add(f"told {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) == 1)
-    except RuntimeError:  # gone with the machine that kept it
+        store = client(address, port, is_master=False, timeout=_REPORT_TIMEOUT)
+        return bool(store.add(f"reported {os.environ['TORCHELASTIC_RESTART_COUNT']}", 1) == 1)
+    except RuntimeError:  # the store is gone, with the machine that hosted it
         return True
 
 
-def own_device(name: str, group: Group) -> str:
-    """The device of this process for what --device says: one GPU for each process of a machine, or the CPU for all."""
+def device_of_rank(name: str, group: Group) -> str:
+    """This rank's device for a value of --device: one GPU for each process of a machine, or the CPU for all."""
     if group.is_alone:
         return name
     if name not in ("auto", "cuda", "cpu"):
         raise UserError(
-            f"--device {name} is one device, and torchrun started {group.world_size} processes; each takes its own GPU "
-            "with --device cuda (CUDA_VISIBLE_DEVICES chooses among them), or all the CPU with --device cpu"
+            f"--device {name} is one device, but torchrun started {group.world_size} processes; use --device cuda to "
+            "give each its own GPU (CUDA_VISIBLE_DEVICES selects which), or --device cpu to share the CPU"
         )
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return "cpu"
     n_gpus = torch.cuda.device_count()
     if group.local_size > n_gpus:
         raise UserError(
-            f"torchrun started {group.local_size} processes on a machine with {n_gpus} GPUs, and each needs its own; "
-            "start as many as there are GPUs, or train with --device cpu"
+            f"torchrun started {group.local_size} processes on a machine with {n_gpus} GPUs, but each needs its own; "
+            "start at most one per GPU, or train with --device cpu"
         )
     torch.cuda.set_device(group.local_rank)
     return f"cuda:{group.local_rank}"
 
 
 def _outcome(error: BaseException) -> int:
-    """Its number in an agreement; what is nobody's mistake but ours is raised on, and ends everything."""
+    """The error's code in an agreement. Bugs of ours are raised again, which ends all processes."""
     if isinstance(error, UserError):
         return _USER_ERROR
     if isinstance(error, Interrupted):
@@ -276,17 +276,17 @@ def _outcome(error: BaseException) -> int:
 
 @contextlib.contextmanager
 def lost_peers() -> Iterator[None]:
-    """A connection that breaks, or is silent for too long, as PeerLost."""
+    """Turn a broken or timed-out connection into PeerLost."""
     try:
         yield
-    except RuntimeError as error:  # gloo's errors have no type of their own
+    except RuntimeError as error:  # gloo has no exception type
         if is_out_of_memory(error):
             raise
         line = (str(error).splitlines() or [type(error).__name__])[0]
-        reason = re.sub(r"^\[\S*\] ", "", line).partition(". ")[0][:200]  # without gloo's source file and advice
+        reason = re.sub(r"^\[\S*\] ", "", line).partition(". ")[0][:200]  # without gloo's source location and hints
         raise PeerLost(
             f"another process of this run is gone ({reason}); torchrun names it below. "
-            "The same command goes on from what is saved"
+            "Run the same command again to continue from the last save"
         ) from None
 
 

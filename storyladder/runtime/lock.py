@@ -1,4 +1,4 @@
-"""One writer per folder: a lock that names its holder and that the kernel takes back when the holder dies."""
+"""One writer per folder: a lock file that names its holder, released by the kernel when the holder dies."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from storyladder.runtime.errors import UserError
 
 @contextlib.contextmanager
 def locked(path: Path, what: object = None) -> Iterator[None]:
-    """Hold the lock file `path` inside the `with`. UserError, naming the first holder, if another process has it.
+    """Hold the lock file `path` inside the `with`. UserError, naming the holder, if another process has it.
 
-    `what` says what is in use then; without it, it is the folder.
+    `what` is what the message says is in use; by default the folder.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def locked(path: Path, what: object = None) -> Iterator[None]:
         file.seek(0)
         file.truncate()
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
-        with contextlib.suppress(OSError):  # a full disk takes the note away, not the lock
+        with contextlib.suppress(OSError):  # on a full disk only the name is lost, not the lock
             file.write(f"{Path(sys.argv[0]).name}, process {os.getpid()} on {socket.gethostname()}, since {now}")
             file.flush()
         yield
@@ -49,7 +49,7 @@ def _try_lock(file: IO[str]) -> bool:
         import msvcrt
 
         try:
-            os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)  # far behind the note, which others must be able to read
+            os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)  # far past the name, which others must be able to read
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
         except OSError:
             return False

@@ -1,4 +1,4 @@
-"""The machine one has: device, precision, memory. Decided once, said in one line."""
+"""This machine's device, precision and memory, chosen once and printed in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Precision:
     dtype: torch.dtype
     reason: str
     device_type: str
-    warning: str = ""  # what the user should know before hours are spent
+    warning: str = ""  # printed before training starts
 
     @property
     def name(self) -> str:
@@ -35,23 +35,23 @@ class Precision:
         return next((name for name, dtype in _DTYPES.items() if dtype == self.dtype), "fp32")
 
     @property
-    def product_dtype(self) -> torch.dtype:
-        """For products whose range fp16 might not have: bf16 if that is the format, else float32."""
+    def matmul_dtype(self) -> torch.dtype:
+        """For matmuls whose values may overflow fp16: bf16 if training uses it, else float32."""
         return torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """The context in which the forward pass runs."""
+        """The context for the forward pass."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device_type, dtype=self.dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Keeps fp16 gradients from vanishing; does nothing for the other formats."""
+        """Keeps fp16 gradients from underflowing; disabled for the other dtypes."""
         return torch.amp.GradScaler(self.device_type, enabled=self.dtype == torch.float16)
 
 
 def pick_device(name: str) -> torch.device:
-    """CUDA when there is one, else Apple's MPS, else the CPU; a UserError if the one asked for by name is not there."""
+    """The named device, or a UserError if it does not exist. `auto` is CUDA if available, else MPS, else the CPU."""
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -61,19 +61,19 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise UserError(f"--device {name!r} is unknown; there are auto, cuda, cuda:1, mps and cpu") from None
     count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
-    # torch keeps eight bits of the number: it takes cuda:256 for cuda:0.
+    # torch keeps only eight bits of the index: it would take cuda:256 for cuda:0.
     there = str(device) == name and (device.index or 0) < count.get(device.type, 0)
     if not there:
         raise UserError(f"--device {name}: torch {torch.__version__} finds no such device here; try --device auto")
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # streams and graphs are those of the current one
+        torch.cuda.set_device(device)  # streams and graphs belong to the current device
     return device
 
 
 def pick_precision(device: torch.device, name: str = "auto", reason: str = "--precision asks for it") -> Precision:
-    """The precision of that name, for that reason; a UserError where this device cannot train in it.
+    """The named precision, with the reason to print; a UserError if this device cannot train in it.
 
-    `auto` is bf16 where the hardware multiplies it fast, fp16 with a scaler on older CUDA cards, else fp32.
+    `auto` is bf16 where the hardware is fast at it, fp16 with a loss scaler on older CUDA cards, else fp32.
     """
     best = _fastest_precision(device)
     if name in ("auto", best.name):
@@ -87,7 +87,7 @@ def pick_precision(device: torch.device, name: str = "auto", reason: str = "--pr
 
 
 def _why_not(device: torch.device, name: str) -> str | None:
-    """Why a device cannot train in a precision, or None where it can."""
+    """Why a device cannot train in a precision, or None if it can."""
     if name not in _DTYPES:
         return f"there are {', '.join(_DTYPES)}"
     if device.type == "cpu" and name == "fp16":
@@ -114,12 +114,12 @@ def _fastest_precision(device: torch.device) -> Precision:
         return Precision(torch.float32, f"sm{major}{minor} has no tensor cores", "cuda")
     if device.type == "mps":
         return Precision(torch.float32, "half precision on MPS has given NaN in similar projects", "mps")
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # absent from older versions of torch
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)  # missing in older versions of torch
     return cpu_precision(dict(capabilities()))
 
 
 def cpu_precision(capabilities: dict[str, object]) -> Precision:
-    """bf16 for CPUs with instructions for it. Without them bf16 autocast is slower than fp32."""
+    """bf16 on CPUs with bf16 instructions. Without them bf16 autocast is slower than fp32."""
     for instruction in ("amx_bf16", "avx512_bf16"):
         if capabilities.get(instruction):
             return Precision(torch.bfloat16, f"this CPU has {instruction}", "cpu")
@@ -127,10 +127,10 @@ def cpu_precision(capabilities: dict[str, object]) -> Precision:
 
 
 def keep_freed_memory() -> bool:
-    """Let freed arrays stay in this process's own store, from which the next step takes them; True where that works.
+    """Make malloc keep freed arrays for the next step instead of returning them to the system; True if it does.
 
-    glibc gives arrays of more than 32 MB back to the system, and takes them again page by page, each filled with zeros:
-    on some machines that costs more than the arithmetic on them. Other C libraries are left as they are.
+    glibc returns arrays of more than 32 MB to the system and gets them back page by page, each filled with zeros: on
+    some machines that costs more than the arithmetic on them. Other C libraries are not changed.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
@@ -140,11 +140,11 @@ def keep_freed_memory() -> bool:
     return False
 
 
-def compute_repeatably(device: torch.device, dtype: torch.dtype) -> bool:
-    """Make a GPU add in the same order every time, so that a resumed run ends in the same bits; before its first use.
+def make_deterministic(device: torch.device, dtype: torch.dtype) -> bool:
+    """Make torch use deterministic GPU kernels, so that a resumed run ends in the same bits. Call before using the GPU.
 
-    False where attention in this dtype has no such form (fp32, cards older than sm80): torch warns there, and the last
-    bits of a resumed run may differ. Source: torch's notes on reproducibility.
+    False if attention in this dtype has no deterministic kernel (fp32, cards older than sm80): torch then warns, and
+    the last bits of a resumed run may differ. Source: torch's notes on reproducibility.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Filling costs time, and nothing here reads uninitialized memory.
@@ -161,13 +161,13 @@ def compute_repeatably(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def most_threads() -> int:
-    """Threads that torch should have here at most: OMP_NUM_THREADS, else one for each core of this process."""
+    """The largest number of threads torch should use here: OMP_NUM_THREADS, else one per core of this process."""
     threads = torch.get_num_threads()
     return threads if "OMP_NUM_THREADS" in os.environ else min(threads, usable_cores())
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that could be taken now, or None where nobody says."""
+    """Bytes that could be allocated now, or None if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -186,9 +186,9 @@ def _free_in_system() -> int | None:
 
 
 def _free_in_container() -> int | None:
-    """What Linux's control groups leave to this process, which /proc/meminfo does not know; None without a limit.
+    """Bytes left within the limits of Linux's control groups, which /proc/meminfo ignores; None without a limit.
 
-    A process that goes beyond is killed without a word. Read files that wait in memory are given up first: free.
+    A process that exceeds them is killed without a message. Inactive page cache counts as free: it is dropped first.
     """
     left = [_left_in_group(group) for group in control_groups.control_groups("memory")]
     return min((room for room in left if room is not None), default=None)
@@ -199,7 +199,7 @@ def _left_in_group(group: Path) -> int | None:
         ("memory.max", "memory.current", "inactive_file"),  # version 2
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),  # version 1
     ):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # no such file; "max" is no number
+        with contextlib.suppress(OSError, ValueError, KeyError):  # no such file; "max" is not a number
             most, taken = (int((group / name).read_text(encoding="ascii")) for name in (limit, used))
             counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
             return max(0, most - taken + int(counts[cache]))
@@ -207,13 +207,13 @@ def _left_in_group(group: Path) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch raises OutOfMemoryError on CUDA, and RuntimeErrors of CUDA, its libraries and the other allocators."""
-    words = ("can't allocate memory", "backend out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
+    """Whether memory ran out. Only CUDA's allocator raises OutOfMemoryError; the others raise RuntimeError."""
+    phrases = ("can't allocate memory", "backend out of memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(phrase in str(error) for phrase in phrases)
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Most bytes held so far: of the GPU, or of this process on a CPU; None where nobody says."""
+    """Peak memory so far in bytes, of the GPU or, on a CPU, of this process; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     with contextlib.suppress(ImportError):
@@ -224,8 +224,8 @@ def peak_memory(device: torch.device) -> int | None:
     return None
 
 
-def device_words(device: torch.device) -> str:
-    """The device as people name it."""
+def device_text(device: torch.device) -> str:
+    """The device with its name, for messages."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     if device.type == "mps":
@@ -235,5 +235,5 @@ def device_words(device: torch.device) -> str:
 
 
 def machine_line(device: torch.device, precision: Precision) -> str:
-    """One line: device, precision and why."""
-    return f"device {device_words(device)}, {precision.name} because {precision.reason}, torch {torch.__version__}"
+    """One line: device, precision and the reason for it."""
+    return f"device {device_text(device)}, {precision.name} because {precision.reason}, torch {torch.__version__}"

@@ -1,4 +1,4 @@
-"""What the terminal shows while a stage trains: a bar with the time left for the stage, or plain lines in a log."""
+"""Progress of a stage while it trains: a bar with the time left in a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from storyladder.runtime.errors import say
+from storyladder.runtime.errors import report
 
-_LINE_SECONDS = 30.0  # between lines where there is no terminal
+_LINE_SECONDS = 30.0  # between lines when stderr is not a terminal
 
 
 def time_left(*, steps: int, step_seconds: float, evaluations: int, evaluation_seconds: float) -> float:
@@ -19,7 +19,7 @@ def time_left(*, steps: int, step_seconds: float, evaluations: int, evaluation_s
     return steps * step_seconds + evaluations * evaluation_seconds
 
 
-def duration_words(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """45 s, 12 min 05 s, 3 h 20 min, 2 d 4 h."""
     whole = round(seconds)
     if whole < 60:
@@ -52,29 +52,29 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _whoever_listens():
+        with _ignoring_write_errors():
             self._bar.close()
 
-    def show(self, step: int, max_steps: int, words: str) -> None:
-        """Move the bar to `step`, with words behind it; without a terminal, a line now and then."""
+    def show(self, step: int, max_steps: int, text: str) -> None:
+        """Move the bar to `step` and show `text` after it; without a terminal, print a line every 30 s."""
         if self._terminal:
             self._bar.total = max_steps
             self._bar.n = step
-            with _whoever_listens():
-                self._bar.set_postfix_str(words)
+            with _ignoring_write_errors():
+                self._bar.set_postfix_str(text)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_SECONDS
-            self.say(f"{self._name} step {step:,} of {max_steps:,}: {words}")
+            self.report(f"{self._name} step {step:,} of {max_steps:,}: {text}")
 
-    def say(self, line: str) -> None:
-        """A line of its own, above the bar."""
+    def report(self, line: str) -> None:
+        """Print a line above the bar."""
         if self._terminal:
-            with _whoever_listens():
+            with _ignoring_write_errors():
                 self._bar.write(line, file=sys.stderr)
         else:
-            say(line)
+            report(line)
 
 
-def _whoever_listens() -> contextlib.AbstractContextManager[None]:
-    """A terminal that was closed, or a log on a full disk, takes the words away and not the training."""
+def _ignoring_write_errors() -> contextlib.AbstractContextManager[None]:
+    """A closed terminal, or a log on a full disk, must not stop training."""
     return contextlib.suppress(OSError)

@@ -1,6 +1,6 @@
-"""The record of a stage: one JSON object a line in runs/STAGE.jsonl, everything that was measured.
+"""The run log of a stage, runs/STAGE.jsonl: one JSON object per line with everything that was measured.
 
-A resumed stage takes the lines behind its resume state out first, so that the record is that of one uninterrupted run.
+A resumed stage first drops the lines after its resume state, so that the log is that of an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from storyladder.runtime.errors import say
+from storyladder.runtime.errors import report
 
 
 class RunLog:
-    """Appends records. A record that cannot be written is said once and never stops the training."""
+    """Appends records. If one cannot be written it warns, once, and training continues."""
 
     def __init__(self, path: Path, *, mute: bool = False) -> None:
         self.path = path
-        self._mute = mute  # in a process whose records another one writes
+        self._mute = mute  # on ranks other than 0, which writes for all
         self._silenced = False
 
     def set_aside(self, stamp: str) -> None:
-        """Keep the record of a former training under a name with `stamp` in it."""
+        """Rename the log of earlier training, with `stamp` in its new name."""
         if self.path.exists():
             self._guarded(lambda: os.replace(self.path, self.path.with_suffix(f".before-{stamp}.jsonl")))
 
     def truncate_after(self, step: int, *, evaluated_at: int) -> None:
-        """Drop what was recorded after `step`, evaluations after `evaluated_at`, and a line torn in writing."""
+        """Drop records after `step`, evaluations after `evaluated_at`, and a last line that was cut off."""
         if not self.path.exists():
             return
         last = {"train": step, "skipped": step, "evaluation": evaluated_at}
@@ -45,7 +45,7 @@ class RunLog:
         self._guarded(rewrite)
 
     def write(self, event: str, **values: Any) -> None:
-        """Append one record with the time of day in seconds."""
+        """Append one record, with the time in seconds since 1970."""
 
         def append() -> None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,12 +61,12 @@ class RunLog:
             action()
         except OSError as error:
             if not self._silenced:
-                say(f"warning: cannot write the record {self.path} ({error.strerror}); going on")
+                report(f"warning: cannot write the run log {self.path} ({error.strerror}); training continues")
             self._silenced = True
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The records of a stage; a torn last line is left out."""
+    """The records of a stage, without a last line that was cut off."""
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:

@@ -1,1 +1,1 @@
-"""One stage from start to end: where it starts, its loop, what it keeps on the disk."""
+"""Training one stage: what it starts from, its loop, its checkpoints."""

@@ -1,4 +1,4 @@
-"""What changed since a checkpoint was written, as far as a resumed run would differ from an uninterrupted one."""
+"""Changes since a checkpoint was written that would make a resumed run differ from an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from storyladder.settings import Ladder, StageConfig
 
 
 def check_optimizer(payload: Payload, path: Path, stage: StageConfig) -> None:
-    """CheckpointError if a resume state is that of another optimizer than the stage's."""
+    """Raise CheckpointError if a resume state has another optimizer than the stage."""
     theirs = _saved_settings(payload)["optimizer"]
     if theirs != stage.optimizer:
         raise CheckpointError(
-            f"{path} holds the state of optimizer {theirs!r}, which {stage.optimizer!r} cannot go on from; "
+            f"{path} contains the state of optimizer {theirs!r}, from which {stage.optimizer!r} cannot continue; "
             f"set optimizer={theirs!r} in config.py for stage {stage.name}, or start over with --fresh"
         )
 
 
 def _saved_settings(payload: Payload) -> dict[str, Any]:
-    """The stage's settings in a checkpoint; what it does not name yet had the default's effect."""
+    """The stage's settings in a checkpoint. A field that did not exist yet gets its default, which changes nothing."""
+    saved = payload["settings"]["stages"][-1]
     later = {
         field.name: field.default
         for field in dataclasses.fields(StageConfig)
         if field.default is not dataclasses.MISSING
     }
-    return {**later, **payload["settings"]["stages"][-1]}
+    return {"corpus": saved.get("name"), **later, **saved}  # a corpus had the name of its stage
 
 
-# Settings that say how to run, when to look and where to keep it: they change nothing of what is learned, except that
-# the draws of dropout follow the micro-batches.
+# Settings for speed, evaluations and files: they do not change what the model learns, except that dropout's random
+# numbers depend on the micro-batches.
 _FREE_SETTINGS = {
+    "script",
     "result_file",
     "micro_batch_size",
     "threads",
@@ -47,7 +49,7 @@ _FREE_SETTINGS = {
 
 
 def changes_since(payload: Payload, ladder: Ladder, stage: StageConfig, data: dict[str, str]) -> list[str]:
-    """What would make a resumed run differ from an uninterrupted one, a phrase each."""
+    """Descriptions of the changes that would make a resumed run differ from an uninterrupted one."""
     saved = _saved_settings(payload)
     now = dataclasses.asdict(stage)
     changed = [
@@ -55,6 +57,8 @@ def changes_since(payload: Payload, ladder: Ladder, stage: StageConfig, data: di
         for name, value in now.items()
         if name not in _FREE_SETTINGS and saved.get(name) != value
     ]
+    if (tokenizer := payload["settings"].get("tokenizer", "gpt2")) != ladder.tokenizer:
+        changed.append(f"tokenizer was {tokenizer} and is {ladder.tokenizer}")
     if payload["settings"]["model"].get("dropout") != ladder.model.dropout:
         changed.append(f"dropout was {payload['settings']['model'].get('dropout')} and is {ladder.model.dropout}")
     changed += [f"the content of {name} changed" for name in data if payload["data"].get(name) != data[name]]

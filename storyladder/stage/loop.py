@@ -1,8 +1,8 @@
-"""One stage from its start, or its interruption, to its end.
+"""The training loop: one stage from its start, or its last save, to its end.
 
-The loop is: save -> evaluate -> leave? -> train. `step` is the number of updates done, so a state saved at step k
-continues with batch k, learning rate k and the dropout of step k: interrupted and resumed is bit for bit the same as
-uninterrupted.
+The loop is: save -> evaluate -> exit? -> train. `step` is the number of updates done, so a state saved at step k
+continues with batch k, learning rate k and the dropout of step k: an interrupted and resumed run is bit for bit the
+same as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from storyladder.runtime.errors import (
     OutOfMemory,
     PeerLost,
     TrainingFailed,
-    say,
+    report,
 )
 from storyladder.runtime.lock import locked
 from storyladder.runtime.machine import machine_line, peak_memory
-from storyladder.runtime.progress import Progress, duration_words
+from storyladder.runtime.progress import Progress, duration_text
 from storyladder.runtime.signals import StopRequest, stop_on_signals
 from storyladder.settings import Ladder, StageConfig
 from storyladder.stage.finished import report_finished
@@ -39,36 +39,36 @@ from storyladder.stage.plan import fit_to_minutes, measure_speed, plan_lines, re
 from storyladder.stage.setup import Stage, load_start, record_start, set_up
 from storyladder.stage.state import TrainState
 
-_SECONDS_WITHOUT_LOOKING = 2.0  # for signals, on a GPU that takes many steps at a time
+_SECONDS_BETWEEN_CHECKS = 2.0  # for signals, on a GPU that takes many steps at a time
 _SKIPPED_IN_A_ROW = 20  # steps that lead to a rollback
 _ROLLBACKS = 3  # in a stage, before it stops
 
 
 def train_stage(run: StageRun, build_model: BuildModel) -> None:
-    """Train one stage to its end, or plan it. Raises Interrupted when a signal asked to leave and all is saved."""
+    """Train one stage to its end, or plan it. Raises Interrupted if a signal asked to exit, after saving."""
     files = StageFiles.of(run.ladder, run.stage)
     with as_typed_for(run.ladder), stop_on_signals() as stop, joined_group(stop) as group:
         if run.plan:
-            if group.first(files.result.exists) and not run.fresh:
-                print(f"stage {run.stage.name} is finished; started over with --fresh it would need:")
+            if group.on_first(files.result.exists) and not run.fresh:
+                print(f"stage {run.stage.name} is finished; starting it over with --fresh would take:")
                 run = dataclasses.replace(run, fresh=True)
             print("\n".join(plan_lines(*set_up(run, build_model, stop, group))))
             return
         with contextlib.ExitStack() as stack:
-            group.first(lambda: stack.enter_context(locked(run.ladder.lock(run.stage.name))))
-            if group.first(files.result.exists) and not run.fresh:
-                group.first(lambda: report_finished(run, files))
+            group.on_first(lambda: stack.enter_context(locked(run.ladder.lock(run.stage.name))))
+            if group.on_first(files.result.exists) and not run.fresh:
+                group.on_first(lambda: report_finished(run, files))
                 return
             stage = _begin(run, build_model, stop, group)
             with _save_on_failure(stage):
                 with Progress(run.stage.name, step=stage.state.step, max_steps=stage.learner.stage.max_steps) as shown:
-                    stage.learner.say = shown.say
+                    stage.learner.report = shown.report
                     _loop(stage, shown)
                 _finish(stage)
 
 
 def _begin(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> Stage:
-    """Everything checked, built and loaded; the first files change after all that can be refused has been."""
+    """Check, build and load everything. No file changes until all checks have passed."""
     stage, start = set_up(run, build_model, stop, group)
     print(machine_line(stage.learner.device, stage.learner.precision))
     if not group.is_alone:
@@ -78,19 +78,19 @@ def _begin(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gro
         fit_to_minutes(stage, run.minutes, measure_speed(stage))
     load_start(stage.learner, start)
     if run.fresh:
-        group.first(lambda: _set_aside(stage))
+        group.on_first(lambda: _set_aside(stage))
     stage.state.micro_batch_size = stage.learner.micro_batch_size
     _check_windows(stage)
     if stage.state.best_step >= 0 and (lost := stage.checkpoints.lost_best()):
         stage.state.forget_best()
-        say(f"warning: {lost}; the best loss is reset at step {stage.state.step:,}")
+        report(f"warning: {lost}; the best loss is reset at step {stage.state.step:,}")
     stage.log.truncate_after(stage.state.step, evaluated_at=stage.state.evaluated_at)
     record_start(stage, start)
     return stage
 
 
 def _set_aside(stage: Stage) -> None:
-    """Keep what earlier training of the stage left under other names."""
+    """Rename the files of earlier training of this stage."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     stage.log.set_aside(stamp)
     for path in stage.checkpoints.files.set_aside(stamp):
@@ -98,21 +98,21 @@ def _set_aside(stage: Stage) -> None:
 
 
 def _check_windows(stage: Stage) -> None:
-    """Reset the best loss if evaluations read something else than before; its weights are kept."""
+    """Reset the best loss if the validation data changed; the previous best weights are renamed."""
     windows = f"{len(stage.windows)} of {stage.text.val.fingerprint}"
     if stage.state.windows not in ("", windows):
         stage.state.forget_best()
         stage.state.evaluated_at = -1
-        aside = stage.checkpoints.put_best_aside()
-        say(f"the validation data changed, so the best loss was reset; the previous best weights are {aside.name}")
+        aside = stage.checkpoints.set_best_aside()
+        report(f"the validation data changed, so the best loss was reset; the previous best weights are {aside.name}")
     stage.state.windows = windows
 
 
 @contextlib.contextmanager
 def _save_on_failure(stage: Stage) -> Iterator[None]:
-    """Save what is done, on rank 0 alone, when data, memory or the other ranks fail.
+    """Save on rank 0 if data, memory or another rank fails.
 
-    They fail in steps that have not moved anything yet, in evaluations, saves and agreements: the state is whole.
+    These errors occur before a step's update, in evaluations, saves and agreements: the state is consistent.
     """
     try:
         yield
@@ -125,7 +125,7 @@ def _save_on_failure(stage: Stage) -> Iterator[None]:
 
 
 def _loop(stage: Stage, shown: Progress) -> None:
-    """Train until the last step, the end of patience, or a signal."""
+    """Train until the last step, until patience runs out, or until a signal."""
     state, learner, pace = stage.state, stage.learner, stage.pace
     pace.begin()
     while True:
@@ -153,16 +153,16 @@ def _loop(stage: Stage, shown: Progress) -> None:
 
 
 def steps_until_a_pause(step: int, schedule: StageConfig, pace: Pace) -> int:
-    """How many steps may be taken before something else is due; of slow ones few, so that signals are heard soon."""
+    """Number of steps until something else is due; fewer if they are slow, so that signals are noticed soon."""
     due = [schedule.max_steps - step]
     due += [interval - step % interval for interval in (schedule.eval_interval, schedule.save_interval)]
     if not pace.steps:
         return min(2, *due)  # their speed is not known yet
-    return max(1, min(*due, int(_SECONDS_WITHOUT_LOOKING * pace.steps / pace.seconds)))
+    return max(1, min(*due, int(_SECONDS_BETWEEN_CHECKS * pace.steps / pace.seconds)))
 
 
 def _note_steps(stage: Stage, results: list[StepResult], shown: Progress) -> None:
-    """Count steps in their order. Those after a rollback were learned by weights that are gone."""
+    """Count steps in order. Those after a rollback do not count: their weights are gone."""
     state, rollbacks = stage.state, stage.state.rollbacks
     _note_memory(stage)
     for result in results:
@@ -176,18 +176,18 @@ def _note_steps(stage: Stage, results: list[StepResult], shown: Progress) -> Non
 
 
 def _note_memory(stage: Stage) -> None:
-    """Record it if memory ran out and the learner continues with smaller micro-batches."""
+    """Record that memory ran out, if the learner has made its micro-batches smaller."""
     if stage.state.micro_batch_size != stage.learner.micro_batch_size:
         stage.state.micro_batch_size = stage.learner.micro_batch_size
         stage.log.write("out of memory", step=stage.state.step, micro_batch_size=stage.state.micro_batch_size)
 
 
 def _note_loss(stage: Stage, result: StepResult, shown: Progress) -> None:
-    """Count an update, and record it when it is due."""
+    """Count an update, and record its loss if that is due."""
     state, schedule, pace = stage.state, stage.learner.stage, stage.pace
     if z := state.note_loss(result.train_loss):
         stage.log.write("spike", step=state.step, train_loss=result.train_loss, z=round(z, 1))
-        shown.say(f"step {state.step:,}: loss {result.train_loss:.3f} is {z:.0f} standard deviations above its mean")
+        shown.report(f"step {state.step:,}: loss {result.train_loss:.3f} is {z:.0f} standard deviations above its mean")
     if state.step % schedule.log_interval and state.step < schedule.max_steps:
         return
     train_loss = sum(state.recent_losses) / len(state.recent_losses)
@@ -201,16 +201,16 @@ def _note_loss(stage: Stage, result: StepResult, shown: Progress) -> None:
         lr=lr_at(state.step - 1, schedule),
         tokens_per_s=round(tokens_per_s),
     )
-    left = duration_words(pace.seconds_left(schedule.max_steps - state.step, schedule.eval_interval))
+    left = duration_text(pace.seconds_left(schedule.max_steps - state.step, schedule.eval_interval))
     shown.show(state.step, schedule.max_steps, f"loss {train_loss:.3f}, {tokens_per_s:,.0f} tokens/s, {left} left")
 
 
 def _note_skipped(stage: Stage, result: StepResult, shown: Progress) -> None:
-    """Count a step that moved nothing; many in a row lead back to the last good state."""
+    """Count a step that changed nothing; roll back after many in a row."""
     state = stage.state
     state.note_skipped()
     stage.log.write("skipped", step=state.step, train_loss=str(result.train_loss), grad_norm=str(result.grad_norm))
-    shown.say(f"step {state.step:,} skipped: loss {result.train_loss}, gradient norm {result.grad_norm}")
+    shown.report(f"step {state.step:,} skipped: loss {result.train_loss}, gradient norm {result.grad_norm}")
     if state.skipped_in_a_row >= _SKIPPED_IN_A_ROW:
         _roll_back(stage, shown, f"{state.skipped_in_a_row} steps in a row were not finite")
 
@@ -221,27 +221,30 @@ def _roll_back(stage: Stage, shown: Progress, why: str) -> None:
     if state.rollbacks >= _ROLLBACKS:
         raise TrainingFailed(
             f"{why}, for the {state.rollbacks + 1}th time, at step {step:,}. The best weights so far are in "
-            f"{stage.checkpoints.files.best}; lower max_lr in config.py, or look at the text, and start over with "
-            "--fresh"
+            f"{stage.checkpoints.files.best}; lower max_lr in config.py, or check the training text, then start over "
+            "with --fresh"
         )
     loaded = stage.checkpoints.resume_state()
     if loaded is None:
-        raise TrainingFailed(f"{why} at step {step:,}, and there is no resume state to go back to")
+        raise TrainingFailed(
+            f"{why} at step {step:,}, and there is no resume state to roll back to; lower max_lr in config.py, then "
+            "start over with --fresh"
+        )
     stage.learner.load(loaded.payload)
     state.go_back_to(TrainState(**loaded.payload["progress"]))
     stage.log.truncate_after(state.step, evaluated_at=state.evaluated_at)
     stage.log.write("rollback", step=state.step, from_step=step, why=why, batches_left_out=state.batch_offset)
-    shown.say(
-        f"{why}: back to step {state.step:,}, leaving out the batches in between ({state.rollbacks} of {_ROLLBACKS})"
+    shown.report(
+        f"{why}: rolled back to step {state.step:,}, skipping the batches since ({state.rollbacks} of {_ROLLBACKS})"
     )
 
 
 def _save_is_due(stage: Stage) -> bool:
     step, schedule = stage.state.step, stage.learner.stage
     if not stage.pace.steps:
-        return step == 0  # tries the disk before hours are spent; what was just loaded needs no saving
+        return step == 0  # tests the disk before hours of training; a state that was just loaded needs no save
     if step >= schedule.max_steps or stage.state.skipped_in_a_row:
-        return False  # about to be finished; or not known to be good
+        return False  # about to finish, or possibly bad
     return stage.stop.take_save_request() or step % schedule.save_interval == 0
 
 
@@ -256,7 +259,7 @@ def _is_out_of_patience(stage: Stage) -> bool:
 
 
 def _evaluate(stage: Stage, shown: Progress) -> None:
-    """Measure and record, and keep the weights if they are the best so far. A signal ends it without a verdict."""
+    """Evaluate, record, and keep the weights if they are the best so far. If a signal stops it, it does not count."""
     state, tick = stage.state, time.perf_counter()
     try:
         measured = stage.learner.evaluate(stage.windows, stage.stop.check_here)
@@ -270,7 +273,7 @@ def _evaluate(stage: Stage, shown: Progress) -> None:
     )
     patience = stage.learner.stage.patience
     bad = f" ({state.bad_evals} of {patience} without improvement)" if patience else ""
-    shown.say(f"step {state.step:,}: {measured.description}{' (best)' if is_best else bad}")
+    shown.report(f"step {state.step:,}: {measured.description}{' (best)' if is_best else bad}")
     if is_best:
         stage.checkpoints.keep_best(stage.learner, state)
     stage.pace.count_evaluation(time.perf_counter() - tick)
@@ -278,14 +281,14 @@ def _evaluate(stage: Stage, shown: Progress) -> None:
 
 
 def _leave(stage: Stage) -> None:
-    """Save and leave, as a signal asked."""
+    """Save and exit, as a signal asked."""
     saved = stage.learner.is_finite() and stage.checkpoints.save(stage.learner, stage.state)
-    say(f"{'saved' if saved else 'NOT saved'} at step {stage.state.step:,}; to continue: {stage.run.again()}")
+    report(f"{'saved' if saved else 'NOT saved'} at step {stage.state.step:,}; to continue: {stage.run.again()}")
     stage.stop.check()
 
 
 def _finish(stage: Stage) -> None:
-    """Give the best weights their final name and print what comes next."""
+    """Save the best weights as the result and print the next command."""
     state, ladder, name = stage.state, stage.run.ladder, stage.run.stage.name
     stage.checkpoints.finish(state)
     stage.log.write(
@@ -298,7 +301,7 @@ def _finish(stage: Stage) -> None:
     )
     why = "patience ran out" if _is_out_of_patience(stage) else "all steps done"
     print(
-        f"stage {name} finished ({why}) after {state.step:,} steps and {duration_words(state.train_seconds)} of "
+        f"stage {name} finished ({why}) after {state.step:,} steps and {duration_text(state.train_seconds)} of "
         f"training: val_loss {state.best_loss:.4f} at step {state.best_step:,} -> {stage.checkpoints.files.result}"
     )
     print(f"next: {_next_command(ladder, name)}")

@@ -1,6 +1,6 @@
-"""How fast a stage is, how long it will take, and a schedule that fits a time: --plan and --minutes.
+"""--plan and --minutes: how fast a stage is, how long it will take, and a schedule that fits a given time.
 
-Speed is measured by taking some steps on weights that are thrown away.
+Speed is measured by taking some steps with weights that are thrown away.
 """
 
 from __future__ import annotations
@@ -13,29 +13,29 @@ from pathlib import Path
 from storyladder.learning.memory import predicted_memory
 from storyladder.learning.schedule import fitted_to, refitted_to
 from storyladder.runtime.machine import GB, free_memory, machine_line
-from storyladder.runtime.progress import duration_words
+from storyladder.runtime.progress import duration_text
 from storyladder.settings import ModelConfig, StageConfig
 from storyladder.stage.setup import Stage
 from storyladder.stage.start import Start
 
-_STEPS_AT_ONCE = 20  # that a GPU is timed by
+_STEPS_AT_ONCE = 20  # per timing on a GPU
 _MEASURE_SECONDS = 10.0  # at most
 _SCHEDULE = ("max_steps", "warmup_steps", "eval_interval", "val_windows")  # what --minutes decides
 
 
 @dataclasses.dataclass(frozen=True)
-class Speed:
-    """What was measured, in seconds."""
+class StepSeconds:
+    """Measured times, in seconds."""
 
     step: float  # one optimizer step
     window: float  # the evaluation of one validation window
 
 
-def measure_speed(stage: Stage) -> Speed:
-    """Time some steps and some windows. It wears out weights and optimizer: load the start afterwards."""
+def measure_speed(stage: Stage) -> StepSeconds:
+    """Time some steps and windows. This changes weights and optimizer: call load_start afterwards."""
     learner, seconds = stage.learner, list[float]()
     began = time.monotonic()
-    while learner.group.from_first(
+    while learner.group.from_rank_0(
         len(seconds) < 3 or (len(seconds) < 8 and time.monotonic() - began < _MEASURE_SECONDS)
     ):
         stage.stop.check()
@@ -48,11 +48,11 @@ def measure_speed(stage: Stage) -> Speed:
         learner.evaluate(windows)
         window = (time.perf_counter() - tick) / len(windows)
     steady = sorted(seconds[1:])  # the first step allocates and warms up
-    return Speed(steady[len(steady) // 2], window)
+    return StepSeconds(steady[len(steady) // 2], window)
 
 
-def fit_to_minutes(stage: Stage, minutes: float, speed: Speed) -> None:
-    """Shorten the schedule so that it ends in `minutes`, counted from the start of this process."""
+def fit_to_minutes(stage: Stage, minutes: float, speed: StepSeconds) -> None:
+    """Fit the schedule to end `minutes` after the start of this process."""
     learner = stage.learner
     before = learner.stage.val_windows
     fitted = fitted_to(
@@ -63,7 +63,7 @@ def fit_to_minutes(stage: Stage, minutes: float, speed: Speed) -> None:
         window_seconds=speed.window,
         n_windows=len(stage.text.windows(stage.run.stage.val_windows)),
     )
-    if stage.state.evaluated_at >= 0:  # losses on other windows could not be compared with the best so far
+    if stage.state.evaluated_at >= 0:  # losses on other windows cannot be compared with the best so far
         fitted = dataclasses.replace(fitted, val_windows=before)
     _take_schedule(stage, fitted)
     stage.windows = stage.text.windows(learner.stage.val_windows)
@@ -75,7 +75,7 @@ def fit_to_minutes(stage: Stage, minutes: float, speed: Speed) -> None:
 
 
 def refit(stage: Stage) -> None:
-    """With --minutes, move the end of the stage to where the pace so far will take it in time."""
+    """With --minutes, move the last step to where training will be in that time at its current speed."""
     schedule, state, pace = stage.learner.stage, stage.state, stage.pace
     if stage.run.minutes is None or not pace.steps or state.step >= schedule.max_steps:
         return
@@ -90,19 +90,19 @@ def refit(stage: Stage) -> None:
 
 
 def _take_schedule(stage: Stage, fitted: StageConfig) -> None:
-    """The schedule that rank 0's clock asks for, on all ranks, and in the state for a resume."""
-    numbers = stage.learner.group.from_first({name: getattr(fitted, name) for name in _SCHEDULE})
+    """Use the schedule that rank 0's clock calls for, on all ranks, and keep it in the state for a resume."""
+    numbers = stage.learner.group.from_rank_0({name: getattr(fitted, name) for name in _SCHEDULE})
     stage.learner.stage = dataclasses.replace(fitted, **numbers)
     stage.state.fitted = numbers
 
 
 def disk_needed(model: ModelConfig) -> int:
-    """Bytes a stage takes at most: two resume states and one being written, best weights and result likewise."""
+    """Upper bound in bytes: three resume states (one being written), and three files of weights."""
     return 4 * model.n_params * (3 * 3 + 3)
 
 
 def plan_lines(stage: Stage, start: Start) -> list[str]:
-    """What --plan prints, after measuring."""
+    """Measure, and return the lines that --plan prints."""
     speed = measure_speed(stage)
     if stage.run.minutes is not None:
         fit_to_minutes(stage, stage.run.minutes, speed)
@@ -124,8 +124,8 @@ def plan_lines(stage: Stage, start: Start) -> list[str]:
         f"model       {model.n_params:,} parameters{compact}",
         f"step        {tokens:,} tokens in micro-batches of {learner.micro_batch_size} x {model.context_length}: "
         f"{speed.step:.3g} s, {tokens / speed.step:,.0f} tokens/s",
-        f"evaluation  {len(stage.windows):,} windows in {duration_words(evaluation_seconds)}, {evaluations} times",
-        f"stage       {steps:,} steps: {duration_words(seconds)}, until {_clock(seconds)}{patience}",
+        f"evaluation  {len(stage.windows):,} windows in {duration_text(evaluation_seconds)}, {evaluations} times",
+        f"stage       {steps:,} steps: {duration_text(seconds)}, until {_clock(seconds)}{patience}",
         f"memory      about {memory / GB:.1f} GB" + (f" of {free / GB:.1f} GB free" if free is not None else ""),
         f"disk        up to {disk_needed(model) / GB:.1f} GB of {disk / GB:.1f} GB free",
     ]

@@ -1,4 +1,4 @@
-"""Everything a stage is trained with: text verified, start chosen, learner built. Files change only after that."""
+"""Setting up a stage: verify the text, choose the start, build the learner. No file changes before that is done."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import socket
 import torch
 
 from storyladder.command_line import StageRun
+from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
-from storyladder.corpus.tokenizer import Tokenizer, gpt2_tokenizer
+from storyladder.corpus.tokenizer import Tokenizer, tokenizer_named
 from storyladder.layers.kernels import why_no_kernels
 from storyladder.learning.learner import Learner
 from storyladder.learning.memory import fitting_micro_batch, useful_threads
@@ -21,14 +22,14 @@ from storyladder.learning.packing import can_be_compact
 from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.results import StageFiles, plain_settings
 from storyladder.runtime.checkpoint import Payload
-from storyladder.runtime.distributed import Group, own_device
-from storyladder.runtime.errors import SettingsError, UserError, say
+from storyladder.runtime.distributed import Group, device_of_rank
+from storyladder.runtime.errors import SettingsError, UserError, report
 from storyladder.runtime.machine import (
     Precision,
-    compute_repeatably,
     free_memory,
     keep_freed_memory,
     machine_line,
+    make_deterministic,
     most_threads,
     pick_device,
     pick_precision,
@@ -42,14 +43,14 @@ from storyladder.stage.start import Start, find_start
 from storyladder.stage.state import TrainState
 
 _SAME_FILES = "copy the project with config.py and data/ to every machine, or keep it on a shared disk"
-# Compiling takes some 40 s and saves 5 ms or more a step (H200): shorter stages only lose by it.
+# Compiling takes about 40 s and saves 5 ms or more per step (H200): it makes shorter stages slower.
 _STEPS_TO_COMPILE_FOR = 8_000
 _MINUTES_TO_COMPILE_FOR = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class StageText:
-    """The two verified token files of a stage, and how it reads them."""
+    """The two verified token files of a stage, and how they are read."""
 
     train: TokenFile
     val: TokenFile
@@ -58,7 +59,7 @@ class StageText:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What tells whether the data are the same as at the last save."""
+        """A fingerprint per file, to check that the data are the same as at the last save."""
         return {self.train.path.name: self.train.fingerprint, self.val.path.name: self.val.fingerprint}
 
     def batches(self, stage: StageConfig) -> TrainBatches:
@@ -72,7 +73,7 @@ class StageText:
         )
 
     def windows(self, limit: int | None) -> ValidationWindows:
-        """The windows that an evaluation reads; None: the whole file."""
+        """The first `limit` windows of the validation file, or all with None."""
         return ValidationWindows(
             self.val.ids,
             context_length=self.context_length,
@@ -84,7 +85,7 @@ class StageText:
 
 @dataclasses.dataclass
 class Stage:
-    """What the loop has in its hands."""
+    """Everything the training loop works with."""
 
     run: StageRun
     text: StageText
@@ -99,14 +100,14 @@ class Stage:
 
 
 def set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> tuple[Stage, Start]:
-    """All parts of a stage; weights are not loaded yet (`load_start`) and nothing on the disk has changed."""
+    """Build all parts of a stage. Does not load weights (`load_start` does) or change any file."""
     pace = Pace()
     check_shares(run.stage, group)
-    device = group.together(lambda: pick_device(own_device(run.device, group)))
+    device = group.together(lambda: pick_device(device_of_rank(run.device, group)))
     if device.type == "cpu":
         keep_freed_memory()
         if why := why_no_kernels():
-            say(f"{why}: a step takes torch's own operations, which are slower")
+            report(f"{why}: using torch's own operations, which are slower")
     files = StageFiles.of(run.ladder, run.stage)
     text = group.first_then_others(lambda: _open_text(run))
     _require_same_everywhere(_what_counts(run, text), group, _SAME_FILES)
@@ -115,9 +116,9 @@ def set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gro
     precision = group.together(lambda: _precision_of(run, state, device))
     _require_same_everywhere({"precision": precision.name}, group, "start all of them with the same --precision")
     if precision.warning:
-        say(f"warning: {precision.warning}")
-    if device.type == "cuda" and not compute_repeatably(device, precision.dtype):
-        say(f"attention in {precision.name} has no fixed order of sums on this GPU: a resumed run may differ a little")
+        report(f"warning: {precision.warning}")
+    if device.type == "cuda" and not make_deterministic(device, precision.dtype):
+        report(f"attention in {precision.name} is not deterministic on this GPU: a resumed run may differ slightly")
     stage = dataclasses.replace(run.stage, **state.fitted)  # type: ignore[arg-type]
     vocabulary = _vocabulary(run, text, start.payload).to(device)
     micro_batch_size = _micro_batch_of_group(run, state, device, vocabulary, group)
@@ -135,7 +136,7 @@ def set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gro
         group=group,
         may_compile=_is_worth_compiling(run, stage),
     )
-    # What the stage is really trained with, and what a resume takes again.
+    # What the stage is really trained with, and what a resumed run uses again.
     state.precision, state.threads = precision.name, threads if group.is_alone else None
     log = RunLog(files.record, mute=not group.is_first)
     about = _about(run, start, text, machine_line(device, precision))
@@ -154,7 +155,7 @@ def set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gro
 
 
 def load_start(learner: Learner, start: Start) -> None:
-    """Give the learner the weights it starts from and, when a stage is resumed, the optimizer's state."""
+    """Load the weights that the learner starts from and, when resuming, the optimizer state."""
     if start.payload is None:
         learner.start_randomly()
     else:
@@ -162,19 +163,19 @@ def load_start(learner: Learner, start: Start) -> None:
 
 
 def check_shares(stage: StageConfig, group: Group) -> None:
-    """SettingsError if a batch cannot be divided among the ranks."""
+    """Raise SettingsError if the batch size is not a multiple of the number of ranks."""
     n, size = group.world_size, stage.batch_size
     if size % n:
         fitting = [number for number in range(1, size + 1) if size % number == 0]
         below, above = max(k for k in fitting if k < n or k == 1), size - size % n + n
         raise SettingsError(
-            f"batch_size of stage {stage.name} is {size}, which {n} processes cannot share; "
-            f"start {below} of them (of {', '.join(map(str, fitting))}), or set batch_size in config.py to {above}"
+            f"batch_size of stage {stage.name} is {size}, which is not divisible by {n} processes; start {below} "
+            f"(possible are {', '.join(map(str, fitting))}), or set batch_size in config.py to {above}"
         )
 
 
 def _about(run: StageRun, start: Start, text: StageText, machine: str) -> Payload:
-    """What every checkpoint of this run says of itself."""
+    """What every checkpoint of this run contains besides its state."""
     return {
         "stage": run.stage.name,
         "settings": plain_settings(run.ladder, run.stage, start.ancestors),
@@ -186,50 +187,49 @@ def _about(run: StageRun, start: Start, text: StageText, machine: str) -> Payloa
 
 
 def _what_counts(run: StageRun, text: StageText) -> dict[str, str]:
-    """What all ranks must agree on before anything is loaded."""
+    """Settings, flags and data, which must be the same on all ranks."""
     settings = plain_settings(run.ladder, run.stage, [])
     flags = {name: getattr(run, name) for name in ("minutes", "plan", "fresh", "device", "precision")}
     return {"settings": repr({**settings, **flags}), **text.fingerprints}
 
 
 def _require_same_everywhere(here: dict[str, str], group: Group, remedy: str) -> None:
-    """UserError on a rank where a value differs from rank 0's."""
-    theirs = group.first(lambda: here)
+    """Raise UserError on a rank where a value differs from rank 0's."""
+    theirs = group.on_first(lambda: here)
     with group.agreement():
         different = [name for name, value in here.items() if theirs[name] != value]
         if different:
             raise UserError(
-                f"process {group.rank} on {socket.gethostname()} differs from the first one in {', '.join(different)}; "
-                f"{remedy}"
+                f"rank {group.rank} on {socket.gethostname()} differs from rank 0 in {', '.join(different)}; {remedy}"
             )
 
 
 def _is_worth_compiling(run: StageRun, stage: StageConfig) -> bool:
-    """Whether the whole stage is long enough; asked of all of it, so that a resumed one computes alike."""
+    """Whether the stage is long enough. The whole stage counts, so that a resumed run computes the same way."""
     if run.minutes is not None:
         return run.minutes >= _MINUTES_TO_COMPILE_FOR
     return stage.max_steps >= _STEPS_TO_COMPILE_FOR
 
 
 def _precision_of(run: StageRun, state: TrainState, device: torch.device) -> Precision:
-    """What --precision asks for, else what the stage began in, else what is fastest here.
+    """The precision of --precision, else the one the stage began with, else the fastest on this machine.
 
-    A resumed stage must not choose again by today's machine: its losses would not be those of one run.
+    A resumed stage must not choose again on another machine: its losses would differ from those of a single run.
     """
     if run.precision != "auto" or state.precision is None:
         return pick_precision(device, run.precision)
     try:
-        return pick_precision(device, state.precision, "the stage began in it")
+        return pick_precision(device, state.precision, "the stage began with it")
     except UserError as error:
         if run.accept_changes:
             return pick_precision(device)
-        raise UserError(f"the stage began in {state.precision}, but {error} --accept-changes") from None
+        raise UserError(f"the stage began with {state.precision}, but {error} --accept-changes") from None
 
 
 def _micro_batch_of_group(
     run: StageRun, state: TrainState, device: torch.device, vocabulary: CompactVocabulary, group: Group
 ) -> int:
-    """The same on every rank, what the one with the least memory can take, and a divisor of each one's share."""
+    """The micro-batch size for all ranks: it fits the one with the least memory and divides each rank's share."""
     share = run.stage.batch_size // group.world_size
     size = _micro_batch_size(run, state, device, vocabulary, group)
     return math.gcd(-group.highest([-size])[0], share)
@@ -238,9 +238,9 @@ def _micro_batch_of_group(
 def _micro_batch_size(
     run: StageRun, state: TrainState, device: torch.device, vocabulary: CompactVocabulary, group: Group
 ) -> int:
-    """What config.py says, but no more than there was memory for; else what the stage began with; else what fits.
+    """The size in config.py, limited to what memory allowed before; else what the stage began with; else what fits.
 
-    A resumed stage must not choose again by today's memory: dropout draws once for every micro-batch.
+    A resumed stage must not choose again by the memory free now: dropout draws once per micro-batch.
     """
     if state.micro_batch_size is None:
         free = free_memory(device)
@@ -254,19 +254,21 @@ def _micro_batch_size(
 
 
 def _set_threads(run: StageRun, before: int | None, vocabulary: CompactVocabulary, micro_batch_size: int) -> int:
-    """Set and return what --threads or config.py asks for, else what the stage had `before`, else what pays here.
+    """Set and return the number of threads: --threads, else config.py's, else `before`, else what is fastest here.
 
-    The order in which a sum is taken, and with it the last digit, depends on the number of threads.
+    The order of summation, and so the last digits of a loss, depend on the number of threads.
     """
     asked, cores = run.threads or run.stage.threads, most_threads()
     if asked is not None:
         threads = asked
         if before not in (None, threads):
-            say(f"--threads was {before} and is {threads}: the last digits of losses may differ from then on")
+            report(f"--threads was {before} and is {threads}: the last digits of losses may differ from now on")
     elif before is not None:
         threads = before
         if threads > cores:
-            say(f"{threads} threads, as the stage began, on {cores} cores; --threads {cores} may be faster")
+            report(
+                f"using {threads} threads on {cores} cores, as when the stage began; --threads {cores} may be faster"
+            )
     elif "OMP_NUM_THREADS" in os.environ:
         threads = cores
     else:
@@ -277,16 +279,16 @@ def _set_threads(run: StageRun, before: int | None, vocabulary: CompactVocabular
 
 
 def _open_text(run: StageRun) -> StageText:
-    model, tokenizer = run.ladder.model, gpt2_tokenizer()
+    model, tokenizer = run.ladder.model, tokenizer_named(run.ladder.tokenizer)
     opened = functools.partial(open_token_file, tokenizer=tokenizer.fingerprint, vocab_size=model.vocab_size)
-    folder = run.ladder.folder("data")
-    train = opened(folder / run.stage.train_file, at_least=model.context_length + 1)
-    val = opened(folder / run.stage.val_file, at_least=2)
+    train_path, val_path = token_files(run.ladder, run.stage)
+    train = opened(train_path, at_least=model.context_length + 1)
+    val = opened(val_path, at_least=2)
     return StageText(train, val, model.context_length, tokenizer)
 
 
 def _vocabulary(run: StageRun, text: StageText, payload: Payload | None) -> CompactVocabulary:
-    """All token types of this stage's text and of every stage before it."""
+    """The vocabulary of all tokens in this stage's text and in that of the stages before it."""
     seen_V = torch.from_numpy(text.train.seen(run.ladder.model.vocab_size))
     compact = run.stage.compact_vocabulary
     if payload is not None:
@@ -296,7 +298,7 @@ def _vocabulary(run: StageRun, text: StageText, payload: Payload | None) -> Comp
 
 
 def record_start(stage: Stage, start: Start) -> None:
-    """Write into the run log what is trained, from what, on what and where."""
+    """Record in the run log what is trained, from what, on which data and machine."""
     learner, about = stage.learner, stage.checkpoints.about
     stage.log.write(
         "start",

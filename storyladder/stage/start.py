@@ -1,7 +1,7 @@
 """What a stage starts from: its own resume state, else the result of the stage before it, else random weights.
 
-Of a result only the weights are taken, with a fresh optimizer. Nothing on the disk changes here except that a damaged
-resume state is set aside.
+From a result only the weights are used, with a new optimizer. No file changes here, except that a damaged resume state
+is renamed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from storyladder.command_line import StageRun
 from storyladder.results import StageFiles, broken_links, check_shapes, load_result, model_digest, stage_command
 from storyladder.runtime.checkpoint import Loaded, Payload, load_checkpoint
 from storyladder.runtime.distributed import Group
-from storyladder.runtime.errors import CheckpointError, UserError, say
+from storyladder.runtime.errors import CheckpointError, UserError, report
 from storyladder.stage.changes import changes_since, check_optimizer
 from storyladder.stage.state import TrainState
 
@@ -26,17 +26,17 @@ class Start:
     payload: Payload | None
     state: TrainState
     ancestors: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # settings of the stages before
-    parent_digest: str | None = None  # of the weights of the stage before that this one came from
+    parent_digest: str | None = None  # of the weights of the previous stage that this one started from
 
 
 def find_start(run: StageRun, files: StageFiles, fingerprints: dict[str, str], group: Group) -> Start:
-    """Choose what a stage starts from whose token files have these fingerprints: rank 0 reads checkpoints for all."""
+    """Choose what the stage starts from; `fingerprints` are its token files'. Rank 0 reads checkpoints for all."""
 
     def plainly() -> dict[str, Any]:
         start = _find_start(run, files, fingerprints)
         return {**vars(start), "state": vars(start.state)}
 
-    plain = group.first(plainly)
+    plain = group.on_first(plainly)
     return Start(**{**plain, "state": TrainState(**plain["state"])})
 
 
@@ -50,12 +50,12 @@ def _find_start(run: StageRun, files: StageFiles, fingerprints: dict[str, str]) 
 
 
 def _continued(run: StageRun, resume: Loaded, fingerprints: dict[str, str]) -> Start:
-    """The stage's own resume state, if it fits today's settings and data."""
+    """Continue from the stage's own resume state if it matches the current settings and data."""
     warn_all(resume.notes)
     if resume.payload.get("stage") != run.stage.name:
         raise CheckpointError(
-            f"{resume.path} belongs to stage {resume.payload.get('stage')!r}, not to {run.stage.name}; put the "
-            f"right file back, or start over with --fresh, which keeps this one aside"
+            f"{resume.path} belongs to stage {resume.payload.get('stage')!r}, not to {run.stage.name}; restore the "
+            f"right file, or start over with --fresh, which renames this one"
         )
     check_shapes(resume.payload, resume.path, run.ladder.model)
     check_optimizer(resume.payload, resume.path, run.stage)
@@ -67,13 +67,13 @@ def _continued(run: StageRun, resume: Loaded, fingerprints: dict[str, str]) -> S
         changes.append(f"--precision was {state.precision} and is {run.precision}")
     if changes and not run.accept_changes:
         raise UserError(
-            f"since {resume.path.name} was saved, {'; '.join(changes)}. Undo that, or continue anyway with "
-            "--accept-changes, or start over with --fresh"
+            f"changed since {resume.path.name} was saved: {'; '.join(changes)}. Undo the change, or continue anyway "
+            "with --accept-changes, or start over with --fresh"
         )
     if changes:
-        state.fitted = {}  # the schedule of config.py is what the user asks for now
+        state.fitted = {}  # the user now wants the schedule of config.py
     if resume.notes:
-        say(f"resuming from step {state.step:,} of {resume.path.name}")
+        report(f"resuming from step {state.step:,} of {resume.path.name}")
     fitted = f", with its schedule of {state.fitted['max_steps']:,} steps" if state.fitted else ""
     description = f"continuing at step {state.step:,} from {resume.path.name}{fitted}"
     ancestors = resume.payload["settings"]["stages"][:-1]
@@ -86,13 +86,13 @@ def _state_in(resume: Loaded) -> TrainState:
         return TrainState(**resume.payload["progress"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{resume.path} does not tell the stage's progress ({error}): another version wrote it, or it is not a "
-            "resume state; put the right file back, or start over with --fresh, which keeps this one aside"
+            f"{resume.path} has no valid progress ({error}): another version wrote it, or it is not a resume state; "
+            "restore the right file, or start over with --fresh, which renames this one"
         ) from None
 
 
 def _from_the_stage_before(run: StageRun, parent_name: str) -> Start:
-    """The result of the stage before."""
+    """Start from the weights in the previous stage's result."""
     parent_stage = run.ladder.stage(parent_name)
     parent_files = StageFiles.of(run.ladder, parent_stage)
     parent = load_result(run.ladder, parent_stage)
@@ -105,7 +105,7 @@ def _from_the_stage_before(run: StageRun, parent_name: str) -> Start:
     warn_all(parent.notes)
     check_shapes(parent.payload, parent.path, run.ladder.model)
     for name, change in broken_links(run.ladder, parent_stage, parent.payload):
-        say(f"warning: {change}; to train it again: {stage_command(run.ladder, name, '--fresh')}")
+        report(f"warning: {change}; to train it again: {stage_command(run.ladder, name, '--fresh')}")
     return Start(
         f"starting from {parent.path.name} (step {parent.payload['step']:,}, "
         f"validation loss {parent.payload['val_loss']:.4f} on {parent_stage.name})",
@@ -117,24 +117,24 @@ def _from_the_stage_before(run: StageRun, parent_name: str) -> Start:
 
 
 def _own_resume_state(run: StageRun, files: StageFiles) -> Loaded | None:
-    """The stage's resume state, or None if the stage has never begun. Lost files never end in a silent new start."""
-    over = f"{run.again('--fresh')} starts the stage over and keeps what is there aside"
+    """The stage's resume state, or None if the stage never began. Lost files never lead to a silent restart."""
+    over = f"start the stage over with {run.again('--fresh')}, which renames the files that are left"
     try:
         resume = load_checkpoint(files.resume, set_aside=not run.plan)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; put a copy back, or {over}") from None
+        raise CheckpointError(f"{error}; restore a copy, or {over}") from None
     if resume is None and not files.result.exists():
         corrupt = files.resume.parent.glob(f"{files.resume.stem}*.corrupt*")
         if remains := [path for path in (files.best, *corrupt) if path.exists()]:
             names = ", ".join(path.name for path in remains)
             raise CheckpointError(
-                f"{names} in {files.resume.parent} come from a stage that had begun, but {files.resume.name} is gone; "
-                f"put a copy back, or {over}"
+                f"{names} in {files.resume.parent} show that the stage began, but {files.resume.name} is missing; "
+                f"restore a copy, or {over}"
             )
     return resume
 
 
 def warn_all(notes: list[str]) -> None:
-    """Warnings, a line each."""
+    """Print each note as a warning."""
     for note in notes:
-        say(f"warning: {note}")
+        report(f"warning: {note}")

@@ -1,4 +1,4 @@
-"""Where a stage stands, and what a step or an evaluation makes of that: counters only, no files and no clocks."""
+"""The progress of a stage, and how steps and evaluations update it: only counters, no files or clocks."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ import dataclasses
 import math
 
 _SPIKE = 6.0  # standard deviations above the running mean of the loss
-_SPIKE_MEMORY = 0.98  # weight of the past in that mean: about the last fifty steps
-_SPIKE_FROM = 50  # steps before the mean means anything
+_SPIKE_MEMORY = 0.98  # decay of that mean: it averages about the last fifty steps
+_SPIKE_FROM = 50  # steps before the mean is reliable
 
 
 @dataclasses.dataclass
 class TrainState:
-    """Progress of a stage. Plain values only: it is saved as it is."""
+    """Progress of a stage. Plain values only, saved as they are."""
 
     step: int = 0  # updates done
     best_loss: float = float("inf")  # lowest val_loss so far
     best_step: int = -1
     bad_evals: int = 0  # evaluations since then
-    windows: str = ""  # what evaluations read; losses on other windows are not compared
+    windows: str = ""  # the validation windows; losses on other windows cannot be compared
     evaluated_at: int = -1  # step of the last evaluation, so that a resumed stage does not count it twice
-    skipped_steps: int = 0  # updates that were not made because a number was not finite
+    skipped_steps: int = 0  # updates skipped because the loss or gradient was not finite
     skipped_in_a_row: int = 0
     train_seconds: float = 0.0  # spent in steps, over all runs of the stage
-    rollbacks: int = 0  # to an earlier state, because numbers stayed bad
-    batch_offset: int = 0  # batches left out by rollbacks: step k reads batch k + batch_offset
-    micro_batch_size: int | None = None  # sequences per forward, as the learner had it last
-    precision: str | None = None  # that the stage is trained in
-    threads: int | None = None  # of one process on a CPU
-    losses_seen: int = 0  # in the running mean and variance of the step's loss, for finding spikes
+    rollbacks: int = 0  # to an earlier state, because losses stayed bad
+    batch_offset: int = 0  # batches skipped by rollbacks: step k reads batch k + batch_offset
+    micro_batch_size: int | None = None  # sequences per forward, the learner's latest
+    precision: str | None = None  # the stage's
+    threads: int | None = None  # on a CPU, with a single process
+    losses_seen: int = 0  # in the running mean and variance of the train loss, for detecting spikes
     loss_mean: float = 0.0
     loss_variance: float = 0.0
     recent_losses: list[float] = dataclasses.field(default_factory=list)  # since the last record
-    fitted: dict[str, int | None] = dataclasses.field(default_factory=dict)  # what --minutes made of the schedule
+    fitted: dict[str, int | None] = dataclasses.field(default_factory=dict)  # the schedule chosen by --minutes
 
     def note_evaluation(self, val_loss: float) -> bool:
         """Count an evaluation at the current step; True if it is the best so far. NaN never is."""
@@ -57,16 +57,16 @@ class TrainState:
         return z if z is not None and z > _SPIKE else None
 
     def note_skipped(self) -> None:
-        """Count a step that moved nothing because a number was not finite."""
+        """Count a step that changed nothing because its loss or gradient was not finite."""
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
 
     def forget_best(self) -> None:
-        """Reset the best loss: what it was measured on, or the weights that had it, are gone."""
+        """Reset the best loss, because its data or its weights are gone."""
         self.best_loss, self.best_step, self.bad_evals = float("inf"), -1, 0
 
     def go_back_to(self, good: TrainState) -> None:
-        """Become an earlier state of this stage whose next batches are those after the ones read so far."""
+        """Go back to an earlier state of this stage, but continue with the batches not read yet."""
         kept = ("skipped_steps", "train_seconds", "micro_batch_size", "precision", "threads", "best_loss", "best_step")
         changes = {name: getattr(self, name) for name in kept}
         changes |= {

@@ -1,1 +1,1 @@
-"""Choosing the next token, and telling a whole story with it."""
+"""Generation: loading a trained model, sampling the next token, telling a whole story."""

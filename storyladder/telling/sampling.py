@@ -1,4 +1,4 @@
-"""Choosing the next token: pure functions of scores, settings and a generator."""
+"""Sampling the next token: a pure function of logits, settings and a generator."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def next_token(scores_V: Tensor, *, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """One id drawn from softmax(scores / temperature) among the `top_k` likeliest; temperature 0 takes the likeliest.
+    """Sample one id from softmax(scores / temperature) over the `top_k` highest scores; temperature 0 is greedy.
 
-    `generator` lives on the CPU, so that a seed tells the same story on every device with equal scores.
+    `generator` is on the CPU, so that a seed tells the same story on every device with equal scores.
     """
     scores_V = scores_V.float().cpu()
     if temperature == 0:
@@ -18,6 +18,6 @@ def next_token(scores_V: Tensor, *, temperature: float, top_k: int | None, gener
         kept_K, ids_K = torch.topk(scores_V, top_k)
     else:
         kept_K, ids_K = scores_V, torch.arange(len(scores_V))
-    # Shifted first, and divided in float64: a tiny temperature must neither overflow nor become zero.
+    # Shift first, and divide in float64: a tiny temperature must neither overflow nor underflow to zero.
     probabilities_K = torch.softmax((kept_K - kept_K.max()).double() / temperature, dim=0)
     return int(ids_K[torch.multinomial(probabilities_K, 1, generator=generator)])

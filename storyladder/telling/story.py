@@ -1,6 +1,6 @@
-"""Telling a story: token after token with a cache of keys and values, until the end-of-story mark.
+"""Telling a story: token by token with a KV cache, until the end-of-story token.
 
-The text comes piece by piece, and never half a character: bytes are held back until they are whole.
+The text is yielded in pieces of whole characters: bytes are held back until a character is complete.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch.nn import functional as F
 
-from storyladder.corpus.tokenizer import EOT, Tokenizer
+from storyladder.corpus.tokenizer import Tokenizer
 from storyladder.learning.network import LanguageModel
 from storyladder.settings import GenerateConfig
 from storyladder.telling.sampling import next_token
@@ -22,19 +22,19 @@ Tokens = Iterator[int]
 @torch.no_grad()
 def story_tokens(
     model: LanguageModel,
+    tokenizer: Tokenizer,
     prompt: list[int],
     *,
     settings: GenerateConfig,
     generator: torch.Generator,
     device: torch.device,
 ) -> Tokens:
-    """Ids after the prompt, without the end-of-story mark, at most max_new_tokens of them.
+    """Ids after the prompt, at most max_new_tokens of them, without the end-of-story token.
 
-    When the context is full, the last half of it is read anew and the story goes on: positions are learned, so a cache
-    cannot slide.
+    When the context is full, the cache is rebuilt from its last half: positions are learned, so it cannot slide.
     """
     context_length = model.config.context_length
-    ids = [EOT, *prompt]  # a story begins after the mark that ended the one before
+    ids = [tokenizer.eot, *prompt]  # a story starts after the token that ended the previous one
     unread = ids[-context_length:]
     cache: list[list[torch.Tensor]] = [[] for _ in range(model.config.n_layer)]
     for _ in range(settings.max_new_tokens):
@@ -45,12 +45,12 @@ def story_tokens(
         idx_BT = torch.tensor([unread], device=device)
         hidden_C = model.hidden(idx_BT, cache)[0, -1]
         token = next_token(
-            F.linear(hidden_C, model.head_weight[: Tokenizer.vocab_size]),  # a padded vocabulary has rows without text
+            F.linear(hidden_C, model.head_weight[: tokenizer.vocab_size]),  # without the rows of a padded vocabulary
             temperature=settings.temperature,
             top_k=settings.top_k,
             generator=generator,
         )
-        if token == EOT:
+        if token == tokenizer.eot:
             return
         ids.append(token)
         unread = [token]
@@ -58,7 +58,7 @@ def story_tokens(
 
 
 def text_pieces(tokens: Tokens, tokenizer: Tokenizer) -> Iterator[str]:
-    """The text of tokens as it becomes readable; bytes that never become UTF-8 turn into the replacement character."""
+    """The text of tokens as it becomes complete; invalid UTF-8 is replaced by the replacement character."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     for token in tokens:
         if piece := decoder.decode(tokenizer.decode_bytes(token)):
@@ -77,9 +77,10 @@ def tell(
     device: torch.device,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Iterator[str]:
-    """One story in pieces of text, without the prompt. The model must be in eval mode."""
+    """Tell one story: yields pieces of text, without the prompt. The model must be in eval mode."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = story_tokens(model, tokenizer.encode(prompt), settings=settings, generator=generator, device=device)
+    ids = tokenizer.encode(prompt)
+    tokens = story_tokens(model, tokenizer, ids, settings=settings, generator=generator, device=device)
     for piece in text_pieces(tokens, tokenizer):
         check_stop()
         yield piece

@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from model import GPT
+from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import TrainBatches, ValidationWindows, open_token_file
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 
@@ -27,10 +28,8 @@ def main() -> None:
     stage, context = ladder.stage("tiny"), ladder.model.context_length
     tokenizer = gpt2_tokenizer()
     train, val = (
-        open_token_file(
-            ladder.folder("data") / name, tokenizer=tokenizer.fingerprint, vocab_size=ladder.model.vocab_size
-        )
-        for name in (stage.train_file, stage.val_file)
+        open_token_file(path, tokenizer=tokenizer.fingerprint, vocab_size=ladder.model.vocab_size)
+        for path in token_files(ladder, stage)
     )
     batches = TrainBatches(train.ids, context_length=context, batch_size=stage.batch_size, seed=stage.seed)
     windows = ValidationWindows(val.ids, context_length=context, limit=None, token_bytes_V=tokenizer.token_bytes_V)

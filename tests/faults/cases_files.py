@@ -450,7 +450,7 @@ def folder_cases() -> Iterator[Injection]:
         strict=True,
     ):
         faults = f"{point}@tiny.jsonl:{number}:{error}"
-        yield Injection(23, faults, fault_then_again(faults, statuses=(0,), equal="weights", words="record"))
+        yield Injection(23, faults, fault_then_again(faults, statuses=(0,), equal="weights", words="run log"))
     yield Injection(23, "the record is a folder", _record_is_folder)
     yield Injection(23, "torn record, killed, then repaired", _torn_record)
 
@@ -503,7 +503,7 @@ def _deleted_for_good(toy: Toy, reference: Reference) -> Verdict:
     forward = sum(place < last_best for place in reference.calls(" forward ")) + 1
     outcome = toy.run(f"forward:{forward}:remove=checkpoints")
     check_outcome(verdict, outcome)
-    verdict.demand(outcome.status == 2 and "tiny_best.pt is gone" in outcome.stderr, outcome.last_error())
+    verdict.demand(outcome.status == 2 and "tiny_best.pt is missing" in outcome.stderr, outcome.last_error())
     again = recover(toy, verdict, reference, equal="")
     verdict.silent = not again.said
     return verdict

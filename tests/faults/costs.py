@@ -76,7 +76,7 @@ def _saving(stage: StageConfig, step: float, state: float, best: float, sizes: l
 
 def _ladder(root: Path, *, fast: bool) -> Ladder:
     """One stage with the default model and settings, or with small ones."""
-    stage = StageConfig(name="tiny", train_file="train.bin", val_file="val.bin", result_file="result.pt")
+    stage = StageConfig(name="tiny", corpus="tiny", script="train_tiny.py", result_file="result.pt")
     model = ModelConfig()
     if fast:
         stage = dataclasses.replace(stage, batch_size=1)

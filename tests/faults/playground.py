@@ -21,30 +21,14 @@ CONFIG = '''"""Toy settings of the fault tests."""
 
 from dataclasses import replace
 
-from storyladder.settings import CorpusConfig, Ladder, ModelConfig, Paths, StageConfig
+import config
+from storyladder.settings import CorpusConfig, Ladder, ModelConfig, Paths
 
 MODEL = ModelConfig(**{model!r})
-TINY = StageConfig(
-    name="tiny", train_file="train.bin", val_file="val.bin", result_file="tinystories_28M_final.pt", **{stage!r}
-)
-CHILDREN = replace(
-    TINY,
-    name="children",
-    train_file="train_ch.bin",
-    val_file="val_ch.bin",
-    result_file="children_stories_fin.pt",
-    init_from="tiny",
-)
-SIMPLE = replace(
-    CHILDREN,
-    name="simple",
-    train_file="train_simp.bin",
-    val_file="val_simp.bin",
-    result_file="simple_stories_ckpt.pt",
-    init_from="children",
-)
+STAGE = dict(patience=None) | {stage!r}
+STAGES = tuple(replace(stage, **STAGE) for stage in config.LADDER.stages)
 CORPUS = CorpusConfig(sample_stories=120)
-PRESETS = (Ladder(model=MODEL, stages=(TINY, CHILDREN, SIMPLE), corpus=CORPUS, paths=Paths(root={root!r})),)
+PRESETS = (Ladder(model=MODEL, stages=STAGES, corpus=CORPUS, paths=Paths(root={root!r})),)
 '''
 # 64 token types instead of 50,257 make a step and a save a matter of milliseconds; nothing else depends on them.
 MODEL = {"n_layer": 1, "n_head": 2, "n_embd": 16, "context_length": 16, "vocab_size": 64, "dropout": 0.1}

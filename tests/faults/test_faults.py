@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import running
 
+pytestmark = pytest.mark.slow
 RUN = Path(__file__).with_name("run.py")
 CASES = {1, 2, 3, 4, 6, 8, 9, 10, 11, 13, 14, 15, 16, 22, 24, 26, 28, 29, 30, 34, 36, 40, 44, 45, 46, 47, 48}
 
