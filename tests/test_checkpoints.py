@@ -149,7 +149,7 @@ def test_finishing_needs_best_weights_and_leaves_no_resume_state(checkpoints: Ch
     with pytest.raises(TrainingFailed, match=r"without best weights.*python train_tiny.py --fresh"):
         checkpoints.finish(TrainState(step=9))
     state = TrainState(step=9, best_loss=2.0, best_step=9)
-    with pytest.raises(CheckpointError, match=r"tiny_best\.pt is gone; run python train_tiny.py again"):
+    with pytest.raises(CheckpointError, match=r"tiny_best\.pt is missing; run python train_tiny.py again"):
         checkpoints.finish(state)
     refusing.add(files.best.name)
     checkpoints.keep_best(learner, state)
@@ -173,13 +173,13 @@ def test_finishing_needs_best_weights_and_leaves_no_resume_state(checkpoints: Ch
 
 def test_best_weights_that_are_lost_are_noticed_and_those_of_other_windows_put_aside(checkpoints: Checkpoints) -> None:
     learner, files = learner_of(), checkpoints.files
-    assert checkpoints.lost_best() == f"{files.best} is gone"
+    assert checkpoints.lost_best() == f"{files.best} is missing"
     checkpoints.keep_best(learner, TrainState(best_step=0, best_loss=1.0))
     assert checkpoints.lost_best() == ""
     content = files.best.read_bytes()
-    aside = checkpoints.put_best_aside()
+    aside = checkpoints.set_best_aside()
     assert aside.read_bytes() == content and not files.best.exists()
-    assert checkpoints.put_best_aside() == aside and aside.exists(), "there is nothing to put aside"
+    assert checkpoints.set_best_aside() == aside and aside.exists(), "there is nothing to put aside"
     files.best.write_bytes(content[:-500])
     assert "tiny_best.pt is damaged" in checkpoints.lost_best()
 

@@ -270,7 +270,7 @@ def agreed(rank: int, error: Exception | None = None) -> str:
 def test_an_agreement_ends_for_all_as_it_ended_for_the_worst(the_other: list[int]) -> None:
     cut, full = DataError("cut"), MemoryError("full")
     assert agreed(0) == "agreed"
-    assert agreed(0, cut) == "DataError: cut" and cut.tell is True
+    assert agreed(0, cut) == "DataError: cut" and cut.print_here is True
     assert agreed(1, full) == "MemoryError: full"
     the_other[:] = [OUT_OF_MEMORY, 0, 0, 0]
     assert agreed(0) == "MemoryError: another process of this run is out of memory"
@@ -301,8 +301,8 @@ def test_a_group_that_is_disbanded_asks_nobody(the_other: list[int]) -> None:
         group.any(True)
     group.disband()
     assert group.is_alone and not group.is_first
-    assert group.any(True) and group.sum(2.5) == 2.5 and group.from_first("x") == "x"
-    assert group.first(lambda: 3) == group.together(lambda: 3) == 3
+    assert group.any(True) and group.sum(2.5) == 2.5 and group.from_rank_0("x") == "x"
+    assert group.on_first(lambda: 3) == group.together(lambda: 3) == 3
 
 
 # --- shares, without other processes ----------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def test_the_state_of_an_interrupted_stage_of_an_older_version_goes_on(toy_data:
 def test_a_result_of_an_older_version_is_not_taken_for_one_of_another_corpus(toy_data: Ladder) -> None:
     train(toy_data, "tiny")
     as_an_older_version_left_it(result_of(toy_data, "tiny"))
-    with pytest.raises(UserError, match=r"not as it is asked for now: corpus was tiny and is children; the content of"):
+    with pytest.raises(UserError, match=r"trained differently: corpus was tiny and is children; the content of"):
         train(with_stage(toy_data, corpus="children"), "tiny")
 
 

@@ -212,7 +212,7 @@ def test_short_memory_halves_the_micro_batch_of_a_step_down_to_divisors_of_the_b
     plain = learner_of(stage=stage, dropout=0.0, micro_batch_size=12)
     short = learner_of(stage=stage, dropout=0.0, micro_batch_size=12, build=with_room_for(2, 12))
     said = list[str]()
-    short.say = said.append
+    short.report = said.append
     for mine, other in zip(trained(short, 3), trained(plain, 3), strict=True):
         assert (mine.train_loss, mine.grad_norm) == pytest.approx((other.train_loss, other.grad_norm), rel=1e-5)
     assert short.micro_batch_size == 1
@@ -262,10 +262,10 @@ class Ahead(Learner):
 def test_getting_ready_returns_no_step_and_moves_nothing_then_many_are_taken() -> None:
     learner, single = learner_of(kind=Ahead, dropout=0.0, micro_batch_size=4), learner_of(dropout=0.0)
     said = list[str]()
-    learner.say = said.append
+    learner.report = said.append
     before = learner.pack(optimizer=True)
     assert learner.steps(batches_of(), 0, 5) == []
-    assert said[-1] == f"up to {MOST_STEPS} steps at a time run on the GPU: plain operations"
+    assert said[-1] == f"running up to {MOST_STEPS} steps at a time on the GPU: plain operations"
     assert_equal(learner.pack(optimizer=True)["model"], before["model"])
     found = learner.steps(batches_of(), 0, 5) + learner.steps(batches_of(), 5, 2, skip=3)
     expected = trained(single, 5) + trained(single, 2, first=5, skip=3)
@@ -277,7 +277,7 @@ def test_getting_ready_returns_no_step_and_moves_nothing_then_many_are_taken() -
 
 def test_a_load_into_what_runs_ahead_is_in_place_and_another_optimizer_needs_getting_ready_again() -> None:
     learner = learner_of(kind=Ahead, dropout=0.0, micro_batch_size=4)
-    learner.say = lambda _: None
+    learner.report = lambda _: None
     learner.steps(batches_of(), 0, 3)
     learner.steps(batches_of(), 0, 3)
     packed = learner.pack(optimizer=True)

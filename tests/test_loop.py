@@ -98,6 +98,7 @@ def test_a_signal_in_the_middle_of_an_evaluation_leaves_it_without_a_verdict(toy
     assert plain_record(results[0].record) == plain_record(results[1].record)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("each_precision")
 @BOTH_OPTIMIZERS
 def test_killed_between_saves_resumes_from_the_last_one_and_ends_the_same(
@@ -204,6 +205,7 @@ def test_a_stage_trains_as_a_plain_loop_does(toy_data: Ladder, each_precision: s
     assert losses[0] - losses[-1] > 0.5
 
 
+@pytest.mark.slow
 @BOTH_OPTIMIZERS
 def test_compact_and_full_vocabulary_train_to_the_same_losses_and_weights(
     toy_data: Ladder, tmp_path: Path, each_precision: str, changes: dict[str, Any]
@@ -257,6 +259,7 @@ def test_fresh_with_bad_data_leaves_the_old_result_where_it_is(toy_data: Ladder)
     assert result.exists()
 
 
+@pytest.mark.slow
 def test_a_rollback_keeps_the_precision_and_threads_of_today(toy_data: Ladder) -> None:
     """The state that it goes back to was saved in another one."""
     ladder = with_stage(toy_data, max_steps=40, save_interval=100)
@@ -296,6 +299,7 @@ def test_many_bad_steps_in_a_row_go_back_to_the_last_good_state_and_leave_those_
     assert [record["step"] for record in records if record["event"] == "train"] == list(range(1, 31))
 
 
+@pytest.mark.slow
 @BOTH_OPTIMIZERS
 def test_a_rollback_to_the_very_start_leaves_no_moments_and_keeps_the_best_on_disk(
     toy_data: Ladder, changes: dict[str, Any]
@@ -326,6 +330,7 @@ def test_a_rollback_to_the_very_start_leaves_no_moments_and_keeps_the_best_on_di
     assert best["step"] > 0 and state["progress"]["best_loss"] == best["val_loss"]
 
 
+@pytest.mark.slow
 def test_a_third_rollback_is_the_last(toy_data: Ladder) -> None:
     ladder = with_stage(toy_data, max_steps=500, eval_interval=500)
     with pytest.raises(TrainingFailed, match=r"for the 4th time.*tiny_best\.pt") as stop:
@@ -359,6 +364,7 @@ def test_weights_that_are_not_finite_are_never_saved(toy_data: Ladder) -> None:
     assert all(tensor.isfinite().all() for tensor in result["model"].values())
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_micro_batch_and_the_mathematics_stays(
     toy_data: Ladder, tmp_path: Path, each_precision: str
 ) -> None:

@@ -255,6 +255,7 @@ def test_the_line_names_device_format_reason_and_torch() -> None:
     assert line == f"device cpu (1 thread), bf16 because this CPU has amx_bf16, torch {torch.__version__}"
 
 
+@pytest.mark.slow
 def test_large_arrays_that_were_freed_are_taken_again_without_new_pages() -> None:
     """In a process of its own: the setting stays for good."""
     program = """

@@ -80,6 +80,7 @@ def test_a_plan_names_what_is_needed_and_writes_nothing(
     assert train_file.exists()
 
 
+@pytest.mark.slow
 def test_minutes_fit_the_schedule_to_the_time_and_the_rate_comes_down_to_its_end(toy_data: Ladder) -> None:
     ladder = with_stage(toy_data, max_steps=10**6, eval_interval=10**5, save_interval=10**5)
     train_stage(run_of(ladder, minutes=0.1), GPT)
@@ -91,6 +92,7 @@ def test_minutes_fit_the_schedule_to_the_time_and_the_rate_comes_down_to_its_end
     assert records[-1]["time"] - records[0]["time"] < 12  # 5 s were asked for, on a machine that may be busy
 
 
+@pytest.mark.slow
 def test_a_stage_that_was_fitted_to_minutes_keeps_its_schedule_when_it_is_resumed(toy_data: Ladder) -> None:
     ladder = with_stage(toy_data, max_steps=10**6, eval_interval=10**5, save_interval=10**5)
     interrupt_in_step(ladder, 9, minutes=0.1)  # of which up to 8 measure the speed

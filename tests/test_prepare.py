@@ -642,6 +642,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_middle_leaves_with_its_status_and_without_files(tmp_path: Path, config: Path) -> None:
     partial = tmp_path / "data" / "endless" / "train.bin.partial"
     with started("--config", config, "--preset", "endless", "--sample") as process:

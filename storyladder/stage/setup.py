@@ -267,7 +267,7 @@ def _set_threads(run: StageRun, before: int | None, vocabulary: CompactVocabular
         threads = before
         if threads > cores:
             report(
-                f"using {threads} threads on {cores} cores, as when the stage began; --threads {cores} may be faster"
+                f"the stage began with {threads} threads, and there are {cores} cores; --threads {cores} may be faster"
             )
     elif "OMP_NUM_THREADS" in os.environ:
         threads = cores
