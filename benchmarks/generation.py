@@ -39,7 +39,7 @@ def measure(
 
     settings = dataclasses.replace(ladder.generate, max_new_tokens=tokens)
     telling = Telling(ladder=ladder, checkpoint=checkpoint, device=device, prompt=_PROMPT, settings=settings)
-    found = race(entries_of(telling), warmups=_WARMUPS, turns=stories, seconds=seconds, log=report)
+    found = race(entries_of(telling), warmups=_WARMUPS, turns=stories, seconds=seconds, report=report)
     greedy = {tuple(measured.facts["greedy"]) for measured in found.values() if measured.failure is None}
     same = f"The first {SAME_TOKENS} tokens of greedy decoding are {'the same' if len(greedy) == 1 else 'DIFFERENT'}."
     return {

@@ -63,7 +63,7 @@ def _race(ladder: Ladder, precision: str, steps: int, device: str) -> dict[str, 
             Contender(name=_plain(precision), kind="plain", precision=precision),
         )
         entries = [entry_of(each, shared) for each in contenders]
-        return race(entries, warmups=0, turns=-(-steps // _STEPS_PER_TURN), seconds=_NO_LIMIT, log=report)
+        return race(entries, warmups=0, turns=-(-steps // _STEPS_PER_TURN), seconds=_NO_LIMIT, report=report)
 
 
 def _ours(precision: str) -> str:

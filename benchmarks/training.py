@@ -119,7 +119,7 @@ def run_races(
         entries += [entry_of(each, workload) for each in matmuls]
         share = max(0.0, deadline - time.monotonic()) / (len(groups) - number)
         report(f"race {number + 1} of {len(groups)}, {share / 60:.1f} minutes: {', '.join(names)}")
-        found.append(race(entries, warmups=_WARMUPS, turns=steps, seconds=share, log=report))
+        found.append(race(entries, warmups=_WARMUPS, turns=steps, seconds=share, report=report))
     return found, left_out
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
-Log = Callable[[str], None]
+Report = Callable[[str], None]
 Reading = dict[str, Any]  # measured in one turn; "seconds" is always there
 
 _SLOW_TURN = 60.0  # seconds; if its first turn takes longer, a contender gets one warm-up and
@@ -111,7 +111,7 @@ class Measured:
     """The outcome of one contender in a race."""
 
     facts: dict[str, Any]
-    log: Log = lambda _: None
+    report: Report = lambda _: None
     readings: list[Reading] = dataclasses.field(default_factory=list)
     timeout: Callable[[], float] = lambda: _MIN_TIMEOUT  # seconds for the next answer
     slow: bool = False
@@ -124,7 +124,7 @@ class Measured:
             return seat.answer(self.timeout())
         except ContenderFailed as error:
             self.failure = str(error)
-            self.log(f"{seat.name}: {error}")
+            self.report(f"{seat.name}: {error}")
             return None
 
     def takes_part(self, number: int) -> bool:
@@ -142,7 +142,7 @@ class Measured:
         return statistics.median(self.seconds) if self.readings and self.failure is None else None
 
 
-def race(entries: Iterable[Entry], *, warmups: int, turns: int, seconds: float, log: Log) -> dict[str, Measured]:
+def race(entries: Iterable[Entry], *, warmups: int, turns: int, seconds: float, report: Report) -> dict[str, Measured]:
     """Let contenders take turns for about `seconds`: warm-ups first, then at most `turns` timed turns each.
 
     The clock starts when all contenders are ready: on a GPU they first compile for a minute.
@@ -161,11 +161,11 @@ def race(entries: Iterable[Entry], *, warmups: int, turns: int, seconds: float, 
     try:
         seats += [Seat(entry) for entry in entries]
         for seat in seats:  # they all get ready in parallel
-            measured[seat.name] = Measured({}, log, timeout=timeout)
+            measured[seat.name] = Measured({}, report, timeout=timeout)
             measured[seat.name].facts = measured[seat.name].receive(seat) or {}
         deadline = time.monotonic() + seconds
         _warm_up(seats, measured, warmups, deadline)
-        _timed_rounds(seats, measured, warmups, turns, deadline, log)
+        _timed_rounds(seats, measured, warmups, turns, deadline, report)
         for seat in seats:
             if measured[seat.name].failure is None:
                 seat.ask(None)
@@ -195,11 +195,11 @@ def _warm_up(seats: list[Seat], measured: dict[str, Measured], warmups: int, dea
             took = _take_turn(seat, found, number)
             if not number and found.failure is None:
                 found.slow = took > _SLOW_TURN and not found.facts.get("compiled")
-                found.log(f"{seat.name}: first turn {took:.3g} s")
+                found.report(f"{seat.name}: first turn {took:.3g} s")
 
 
 def _timed_rounds(
-    seats: list[Seat], measured: dict[str, Measured], warmups: int, turns: int, deadline: float, log: Log
+    seats: list[Seat], measured: dict[str, Measured], warmups: int, turns: int, deadline: float, report: Report
 ) -> None:
     """Run timed rounds, one turn per remaining contender, while there is time for a full round."""
     if time.monotonic() > deadline and warmups:
@@ -214,7 +214,7 @@ def _timed_rounds(
     for number in range(turns):
         racing = [seat for seat in seats if measured[seat.name].takes_part(number)]
         if number and time.monotonic() + sum(took[seat.name] for seat in racing) > deadline:
-            log(f"time is up after {number} of {turns} rounds")
+            report(f"time is up after {number} of {turns} rounds")
             return
         for seat in racing:
             took[seat.name] = _take_turn(seat, measured[seat.name], warmups + number)

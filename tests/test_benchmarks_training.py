@@ -53,7 +53,8 @@ def silent(_: str) -> None:
 def test_contenders_take_turns_and_warm_ups_do_not_count(tmp_path: Path) -> None:
     diary = tmp_path / "diary"
     runners = [Runner("a", diary, (9.0, 9.0, 1.0, 2.0, 30.0)), Runner("b", diary, (4.0,))]
-    found = race([Entry(each.name, racing.build, each) for each in runners], warmups=2, turns=3, seconds=60, log=silent)
+    entries = [Entry(each.name, racing.build, each) for each in runners]
+    found = race(entries, warmups=2, turns=3, seconds=60, report=silent)
     assert diary.read_text(encoding="utf-8").split() == ["a0", "b0", "a1", "b1", "a2", "b2", "a3", "b3", "a4", "b4"]
     assert found["a"].seconds == [1.0, 2.0, 30.0] and found["a"].median == 2.0
     assert found["b"].facts == {"name": "b", "peak_rss": 1000} and not found["b"].cold
@@ -65,7 +66,7 @@ def test_a_contender_that_fails_or_dies_leaves_the_race_and_the_others_continue(
     entries = [Entry(each.name, racing.build, each) for each in runners]
     entries.append(Entry("d", racing.build_none, Runner("d", diary)))
     log: list[str] = []
-    found = race(entries, warmups=1, turns=3, seconds=60, log=log.append)
+    found = race(entries, warmups=1, turns=3, seconds=60, report=log.append)
     assert diary.read_text(encoding="utf-8").split() == ["a0", "b0", "c0", "a1", "c1", "c2", "c3"]
     assert found["a"].failure == "ValueError: my leg" and found["a"].median is None
     assert found["b"].failure == "its process died with status 9"
@@ -78,7 +79,7 @@ def test_a_contender_that_hangs_is_killed_and_others_continue(tmp_path: Path, mo
     monkeypatch.setattr(turns, "_MIN_TIMEOUT", 1.0)
     runners = [Runner("a", tmp_path / "diary", hangs_at=1), Runner("b", tmp_path / "diary")]
     entries = [Entry(each.name, racing.build, each) for each in runners]
-    found = race(entries, warmups=1, turns=2, seconds=4, log=silent)
+    found = race(entries, warmups=1, turns=2, seconds=4, report=silent)
     assert found["a"].failure == "no answer within 2 s; allow more time with --minutes"
     assert found["b"].failure is None and len(found["b"].seconds) >= 1
 
@@ -87,13 +88,13 @@ def test_a_contender_that_hangs_is_killed_and_others_continue(tmp_path: Path, mo
 def test_a_time_limit_drops_rounds_and_without_time_the_warm_up_is_the_reading(tmp_path: Path) -> None:
     entries = [Entry("a", racing.build, Runner("a", tmp_path / "diary", sleeps=0.6))]
     log: list[str] = []
-    found = race(entries, warmups=1, turns=1000, seconds=3.0, log=log.append)["a"]
+    found = race(entries, warmups=1, turns=1000, seconds=3.0, report=log.append)["a"]
     assert 1 <= len(found.seconds) <= 5 and not found.cold
     assert log[-1] == f"time is up after {len(found.seconds)} of 1000 rounds"
-    found = race(entries, warmups=2, turns=10, seconds=0, log=silent)["a"]
+    found = race(entries, warmups=2, turns=10, seconds=0, report=silent)["a"]
     assert len(found.seconds) == 1 and found.cold
     compiled = Runner("c", tmp_path / "diary", compiled=True)
-    found = race([Entry("c", racing.build, compiled)], warmups=2, turns=10, seconds=0, log=silent)["c"]
+    found = race([Entry("c", racing.build, compiled)], warmups=2, turns=10, seconds=0, report=silent)["c"]
     assert found.median is None and str(found.failure).startswith("compiling took all the time")
 
 
