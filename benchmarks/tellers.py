@@ -101,7 +101,7 @@ class NoCache(_Teller):
             with torch.no_grad():
                 idx_BT = torch.tensor([ids[-self.model.config.context_length :]], device=self.device)
                 scores_V = F.linear(self.model.hidden(idx_BT)[0, -1], self.model.head_weight)
-            token = next_token(scores_V, temperature=settings.temperature, top_k=settings.top_k, generator=generator)
+            token = next_token(scores_V, settings, generator)
             if token == EOT:
                 return
             ids.append(token)

@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
+from storyladder.settings import GenerateConfig
 from storyladder.telling.sampling import next_token
 
 SCORES = torch.tensor([0.5, 2.0, -1.0, 1.5, 0.0, -30.0])
@@ -15,13 +16,13 @@ SCORES = torch.tensor([0.5, 2.0, -1.0, 1.5, 0.0, -30.0])
 
 def draws(n: int, *, temperature: float = 1.0, top_k: int | None = None, seed: int = 0) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return [next_token(SCORES, temperature=temperature, top_k=top_k, generator=generator) for _ in range(n)]
+    return [next_token(SCORES, GenerateConfig(temperature=temperature, top_k=top_k), generator) for _ in range(n)]
 
 
 def test_temperature_zero_takes_the_likeliest_and_draws_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     state = generator.get_state()
-    assert next_token(SCORES, temperature=0, top_k=3, generator=generator) == 1
+    assert next_token(SCORES, GenerateConfig(temperature=0, top_k=3), generator) == 1
     assert torch.equal(generator.get_state(), state)
 
 
@@ -38,7 +39,7 @@ def test_a_tiny_temperature_is_greedy_and_does_not_overflow(temperature: float) 
 def test_a_tiny_temperature_chooses_among_equals() -> None:
     generator = torch.Generator().manual_seed(0)
     equals = torch.tensor([3.0, 3.0, -1.0])
-    chosen = {next_token(equals, temperature=1e-300, top_k=None, generator=generator) for _ in range(50)}
+    chosen = {next_token(equals, GenerateConfig(temperature=1e-300, top_k=None), generator) for _ in range(50)}
     assert chosen == {0, 1}
 
 
@@ -76,4 +77,4 @@ def test_torchs_own_random_numbers_are_left_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_scores_of_any_format_will_do(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    assert next_token(SCORES.to(dtype), temperature=1e-6, top_k=None, generator=generator) == 1
+    assert next_token(SCORES.to(dtype), GenerateConfig(temperature=1e-6, top_k=None), generator) == 1

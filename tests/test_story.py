@@ -41,7 +41,7 @@ def tokens_without_a_cache(model: GPT, prompt: list[int], settings: GenerateConf
         if len(sight) > context:
             sight = sight[-(context // 2) :]
         scores_V = model(torch.tensor([sight]))[0, -1]
-        token = next_token(scores_V, temperature=settings.temperature, top_k=settings.top_k, generator=generator)
+        token = next_token(scores_V, settings, generator)
         if token == EOT:
             break
         told.append(token)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from storyladder.settings import GenerateConfig
 
-def next_token(scores_V: Tensor, *, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
+
+def next_token(scores_V: Tensor, settings: GenerateConfig, generator: torch.Generator) -> int:
     """Sample one id from softmax(scores / temperature) over the `top_k` highest scores; temperature 0 is greedy.
 
     `generator` is on the CPU, so that a seed tells the same story on every device with equal scores.
     """
-    scores_V = scores_V.float().cpu()
+    scores_V, temperature, top_k = scores_V.float().cpu(), settings.temperature, settings.top_k
     if temperature == 0:
         return int(scores_V.argmax())
     if top_k is not None and top_k < len(scores_V):

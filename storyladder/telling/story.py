@@ -46,9 +46,8 @@ def story_tokens(
         hidden_C = model.hidden(idx_BT, cache)[0, -1]
         token = next_token(
             F.linear(hidden_C, model.head_weight[: tokenizer.vocab_size]),  # without the rows of a padded vocabulary
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            generator=generator,
+            settings,
+            generator,
         )
         if token == tokenizer.eot:
             return
