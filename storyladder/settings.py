@@ -72,9 +72,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; expected one of {', '.join(known)}"
 
 
-def limited(default: T, low: float, high: float) -> T:
-    """A field whose value must be from `low` to `high`, both included, or None where its type allows that."""
-    return dataclasses.field(default=default, metadata={"limits": (low, high)})
+def limited(default: T, low: float, high: float, flag: str = "") -> T:
+    """A field whose value must be from `low` to `high`, both included, or None where its type allows that.
+
+    A field of GenerateConfig is also a flag of generate.py, whose help is `flag`.
+    """
+    return dataclasses.field(default=default, metadata={"limits": (low, high), "flag": flag})
 
 
 def one_of(default: str, *others: str) -> str:
@@ -166,10 +169,10 @@ class CorpusConfig:
 class GenerateConfig:
     """How stories are told."""
 
-    temperature: float = limited(0.8, 0, 100)  # 0: always the most likely token
-    top_k: int | None = limited(50, 1, 65_536)  # sample from the k most likely tokens; None: from all
-    max_new_tokens: int = limited(400, 1, 10**6)
-    num_samples: int = limited(1, 1, 10_000)
+    temperature: float = limited(0.8, 0, 100, "0 always takes the likeliest token")
+    top_k: int | None = limited(50, 1, 65_536, "sample among the N likeliest tokens")  # None: among all
+    max_new_tokens: int = limited(400, 1, 10**6, "tokens of the longest story")
+    num_samples: int = limited(1, 1, 10_000, "how many stories")
 
 
 @settings
