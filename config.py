@@ -1,6 +1,6 @@
-"""What you edit: every setting of the ladder, plain Python. Fields, units and limits: storyladder/settings.py.
+"""The file you edit: every setting of the ladder, in plain Python. Fields, units, limits: storyladder/settings.py.
 
-python config.py                    print what is set, stage by stage
+python config.py                    print all settings, stage by stage
 python config.py --preset demo      the same for another preset
 python train_tiny.py --config my_config.py      use an edited copy of this file
 """
@@ -14,14 +14,14 @@ if __name__ == "__main__":  # python -P, or PYTHONSAFEPATH=1, leaves this folder
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from storyladder.command_line import print_settings
 
-    print_settings(__file__, __doc__)  # which reads this file as all commands do
+    print_settings(__file__, __doc__)  # reads this file as every command does
 
 from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths, StageConfig
 
 PATHS = Paths()  # data/, checkpoints/ and runs/ in the project's folder
 GENERATE = GenerateConfig(temperature=0.8, top_k=50, max_new_tokens=400)
 
-# --- the ladder: 27,846,000 parameters, 8,192 tokens a step ----------------------------------------------------------
+# --- the ladder: 27,846,000 parameters, 8,192 tokens per step --------------------------------------------------------
 
 MODEL = ModelConfig(n_layer=8, n_head=8, n_embd=336, context_length=256, dropout=0.1)
 
@@ -31,7 +31,7 @@ TINY = StageConfig(
     script="train_tiny.py",
     result_file="tinystories_28M_final.pt",
     init_from=None,
-    max_steps=200_000,  # 1.64 billion tokens: three times through TinyStories
+    max_steps=200_000,  # 1.64 billion tokens: three epochs of TinyStories
     batch_size=32,
     max_lr=3e-4,
     min_lr=3e-5,
@@ -47,7 +47,7 @@ CHILDREN = replace(
     script="train_children.py",
     result_file="children_stories_fin.pt",
     init_from="tiny",
-    max_steps=90_000,  # once through the collection, unless the validation loss stops falling
+    max_steps=90_000,  # one epoch, unless the validation loss stops falling earlier
     max_lr=1e-4,
     min_lr=1e-5,
     warmup_steps=500,
@@ -68,7 +68,7 @@ SIMPLE = replace(
 
 LADDER = Ladder(name="default", model=MODEL, stages=(TINY, CHILDREN, SIMPLE), generate=GENERATE, paths=PATHS)
 
-# --- short: the same model for some hundred steps, to see the real thing on a CPU within the hour --------------------
+# --- short: the same model for a few hundred steps, to try the real data on a CPU within an hour ---------------------
 
 SHORT_TINY = replace(TINY, max_steps=300, max_lr=1e-3, min_lr=1e-4, warmup_steps=30, eval_interval=50, val_windows=128)
 SHORT_CHILDREN = replace(
@@ -77,7 +77,7 @@ SHORT_CHILDREN = replace(
 SHORT_SIMPLE = replace(SIMPLE, max_steps=40, max_lr=3e-4, min_lr=3e-5, warmup_steps=5, eval_interval=10)
 SHORT = replace(LADDER, name="short", stages=(SHORT_TINY, SHORT_CHILDREN, SHORT_SIMPLE))
 
-# --- demo: the same road in about three minutes on two laptop cores, on the bundled sample stories -------------------
+# --- demo: all three stages in about three minutes on two laptop cores, on the bundled sample stories ----------------
 
 DEMO_STAGE: dict[str, Any] = dict(
     max_steps=1_200, batch_size=4, min_lr=2e-4, warmup_steps=50, eval_interval=300, val_windows=64
@@ -94,7 +94,7 @@ DEMO = replace(
     corpus=CorpusConfig(sample_stories=20_000),
 )
 
-# --- swift: the same network and files by the quickest recipe known; 1,500 steps are about an hour of a laptop --------
+# --- swift: the same model and files with our fastest recipe; 1,500 steps take about an hour on a laptop -------------
 
 SWIFT_STAGE: dict[str, Any] = dict(optimizer="muon", schedule="linear", min_lr=0.0, lr_horizon=1_500, val_windows=256)
 SWIFT_TINY = replace(

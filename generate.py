@@ -28,10 +28,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, "generate.py")
     parser.add_argument("--prompt", default="Once upon a time", metavar="TEXT", help="how the story begins")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="use this checkpoint")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 always picks the most likely token")
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample from the K most likely tokens")
-    parser.add_argument("--num-samples", type=int, metavar="N", help="number of stories")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum length of a story, in tokens")
+    for field in dataclasses.fields(GenerateConfig):
+        kind, metavar = (float, "X") if field.type == "float" else (int, "N")
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=kind, metavar=metavar, help=field.metadata["flag"])
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed tells the same story")
     parser.add_argument("--device", default="auto", help="auto (the default), cuda, cuda:1, mps or cpu")
     return parser.parse(argv)

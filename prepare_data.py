@@ -1,12 +1,12 @@
-"""Turn stories into token files, two a corpus: train.bin val.bin train_ch.bin val_ch.bin train_simp.bin val_simp.bin.
+"""Encode stories into two token files a corpus: train.bin val.bin train_ch.bin val_ch.bin train_simp.bin val_simp.bin.
 
 python prepare_data.py --sample            the bundled sample stories; no network
-python prepare_data.py --download          the three real corpora, 7.4 GB; goes on where it was interrupted
-python prepare_data.py --download --limit-mb 100         a part of each
-python prepare_data.py --from DIR          stories that are here already: .txt .json .jsonl .csv .parquet .arrow, packed
-                                           or not, in DIR/tiny, DIR/children and DIR/simple or under their own names
+python prepare_data.py --download          the three real corpora, 7.4 GB; resumes an interrupted download
+python prepare_data.py --download --limit-mb 100         part of each
+python prepare_data.py --from DIR          your own copies: .txt .json .jsonl .csv .parquet .arrow, also compressed,
+                                           in DIR/tiny, DIR/children and DIR/simple or under their original names
 python prepare_data.py --stage children    the corpus of one stage only
-python prepare_data.py                     whatever lies in data/raw
+python prepare_data.py                     the files in data/raw
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 
 WHERE_FROM = (
-    "Where are the stories? --sample makes the bundled ones (no network), --download fetches the real corpora (7.4 GB; "
-    "with --limit-mb 100 less), --from DIR reads a folder of yours; without a flag {folder} is read"
+    "Add --sample to use bundled stories (no network), --download to fetch the real corpora (7.4 GB; less with "
+    "--limit-mb 100), or --from DIR to read your own folder; without a flag, {folder} is read"
 )
 
 
@@ -51,14 +51,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--limit-mb", type=positive_number, metavar="N", help="stop after N MB of training text in each corpus"
     )
     parser.add_argument(
-        "--story-separator", choices=STORY_SEPARATORS, help="what separates the stories of .txt files; auto: found out"
+        "--story-separator", choices=STORY_SEPARATORS, help="what separates the stories of .txt files; auto: detect it"
     )
     parser.add_argument("--story-field", metavar="NAME", help="the field or column that holds the story")
     return parser.parse(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Prepare the token files."""
+    """Encode the corpora into token files."""
     with user_errors():
         flags = arguments(argv)
         ladder = load_ladder(flags.config, flags.preset)
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         ladder = dataclasses.replace(ladder, corpus=corpus)
         stages = [ladder.stage(flags.stage)] if flags.stage else ladder.stages
-        first_of = {stage.corpus: stage for stage in reversed(stages)}  # of the stages that a corpus is for
+        first_of = {stage.corpus: stage for stage in reversed(stages)}  # the first stage that uses each corpus
         from storyladder.corpus.corpora import token_files
         from storyladder.corpus.prepare import MB, build_token_files
         from storyladder.corpus.tokenizer import tokenizer_named
@@ -80,9 +80,9 @@ def main(argv: list[str] | None = None) -> None:
         with as_typed_for(ladder), stop_on_signals() as stop, locked(ladder.folder("data") / ".prepare.lock"):
             for name in first_of:
                 with kept_from_training(ladder, name):
-                    pass  # refused before anything is read or fetched
+                    pass  # refuse before reading or downloading anything
             for name, text in corpus_texts(flags, ladder, [*reversed(first_of.values())], limit_bytes, stop).items():
-                print(*(f"{name} {line}" for line in text.said_before), sep="\n", end="\n" if text.said_before else "")
+                print(*(f"{name} {line}" for line in text.plan), sep="\n", end="\n" if text.plan else "")
                 train_path, val_path = token_files(ladder, first_of[name])
                 with kept_from_training(ladder, name):
                     built = build_token_files(
@@ -98,11 +98,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def print_built(name: str, text: CorpusText, built: dict[Path, Sidecar]) -> None:
-    """What was found out while reading, and a line for each token file."""
+    """Print what reading detected, and a line for each token file."""
     from storyladder.corpus.folders import counted
     from storyladder.corpus.prepare import MB
 
-    for line in text.said_after():
+    for line in text.summary():
         print(f"{name}: {line}")
     for path, sidecar in built.items():
         cleaned = ", ".join(f"{action} {count:,}" for action, count in sorted(sidecar.cleaning.items()))
@@ -115,14 +115,14 @@ def print_built(name: str, text: CorpusText, built: dict[Path, Sidecar]) -> None
 
 @contextlib.contextmanager
 def kept_from_training(ladder: Ladder, corpus: str) -> Iterator[None]:
-    """Refuses where a stage trains on the token files that are to be replaced, and keeps it from starting."""
+    """Hold the locks of all stages that train on this corpus; refuse if one of them is training now."""
     from storyladder.corpus.corpora import token_files
     from storyladder.runtime.lock import locked
 
     with contextlib.ExitStack() as stack:
         for stage in ladder.stages:
             lock = ladder.lock(stage.name)
-            if stage.corpus == corpus and lock.parent.exists():  # else nothing has ever been trained
+            if stage.corpus == corpus and lock.parent.exists():  # without that folder, nothing was ever trained
                 stack.enter_context(locked(lock, token_files(ladder, stage)[0]))
         yield
 
@@ -130,9 +130,9 @@ def kept_from_training(ladder: Ladder, corpus: str) -> Iterator[None]:
 def corpus_texts(
     flags: argparse.Namespace, ladder: Ladder, stages: list[StageConfig], limit_bytes: int | None, stop: StopRequest
 ) -> dict[str, CorpusText]:
-    """The text of the corpus of each stage by its name, found or fetched before any of it is read.
+    """The text of each stage's corpus, by corpus name; everything is found or downloaded before any text is read.
 
-    What --sample and --download do not have lies in data/raw.
+    A corpus that --sample or --download cannot provide is read from data/raw.
     """
     from storyladder.corpus.corpora import corpus_named
     from storyladder.corpus.prepare import sample_text, text_of_files
@@ -162,7 +162,7 @@ def corpus_texts(
 
 
 def text_in_folder(given: Path | None, ladder: Ladder, corpus: Corpus, *, alone: bool) -> CorpusText:
-    """The text of a corpus in the folder that was given, else in data/raw; a DataError says what to do without any."""
+    """The text of a corpus in the given folder, else in data/raw; DataError with what to do if there is none."""
     from storyladder.corpus.corpora import CORPORA, corpus_named
     from storyladder.corpus.folders import Found, corpus_files
     from storyladder.corpus.prepare import text_of_files
@@ -175,14 +175,14 @@ def text_in_folder(given: Path | None, ladder: Ladder, corpus: Corpus, *, alone:
         found = corpus_files(folder, corpus, alone=alone, others=others)
     if found.files:
         return text_of_files(found.files, ladder.corpus, found)
-    left_out = f" (not read: {found.left_out_words()})" if found.left_out else ""
+    left_out = f" (skipped: {found.skipped()})" if found.left_out else ""
     lacking = f"no text for corpus {corpus.name} in {folder}{left_out}"
     if given is None and corpus in CORPORA:
         raise DataError(f"{lacking}. {WHERE_FROM.format(folder=folder)}")
     if given is None:
-        lacking += f" (only {', '.join(row.name for row in CORPORA)} can be downloaded, or made up as samples)"
+        lacking += f" (only {', '.join(row.name for row in CORPORA)} can be downloaded or sampled)"
     put = f"put files into {folder / corpus.name} ({' '.join(SUFFIXES)})"
-    raise DataError(f"{lacking}; {put}, or prepare another stage alone with --stage")
+    raise DataError(f"{lacking}; {put}, or prepare only another stage with --stage")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Stage 2 of 3: Children Stories, from the weights of TinyStories. Ends when the validation loss stops falling.
 
-    python train_children.py                 train, or continue where it was interrupted
-    python train_children.py --plan          device, memory and time needed; starts nothing
-    python train_children.py --minutes 45    fit the schedule to the time there is
-    python train_children.py --fresh         start over; the old result is kept aside
+    python train_children.py                 train, or resume where training was interrupted
+    python train_children.py --plan          print device, memory and time needed, then exit
+    python train_children.py --minutes 45    fit the schedule into 45 minutes
+    python train_children.py --fresh         start over; the old result is kept under another name
 
 Reads   data/train_ch.bin, data/val_ch.bin       (python prepare_data.py)
         checkpoints/tinystories_28M_final.pt     (python train_tiny.py)
-Writes  checkpoints/children_stories_fin.pt, the best weights; runs/children.jsonl, all measurements
-Stop    Ctrl-C saves and leaves; the same command goes on exactly there
+Writes  checkpoints/children_stories_fin.pt, the best weights; runs/children.jsonl, the log
+Stop    Ctrl-C saves and exits; run the same command again to resume exactly there
 """
 
 from __future__ import annotations

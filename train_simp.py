@@ -1,14 +1,14 @@
 """Stage 3 of 3: Simple Stories, from the weights of Children Stories. Ends when the validation loss stops falling.
 
-    python train_simp.py                 train, or continue where it was interrupted
-    python train_simp.py --plan          device, memory and time needed; starts nothing
-    python train_simp.py --minutes 45    fit the schedule to the time there is
-    python train_simp.py --fresh         start over; the old result is kept aside
+    python train_simp.py                 train, or resume where training was interrupted
+    python train_simp.py --plan          print device, memory and time needed, then exit
+    python train_simp.py --minutes 45    fit the schedule into 45 minutes
+    python train_simp.py --fresh         start over; the old result is kept under another name
 
 Reads   data/train_simp.bin, data/val_simp.bin   (python prepare_data.py)
         checkpoints/children_stories_fin.pt      (python train_children.py)
-Writes  checkpoints/simple_stories_ckpt.pt, the best weights; runs/simple.jsonl, all measurements
-Stop    Ctrl-C saves and leaves; the same command goes on exactly there
+Writes  checkpoints/simple_stories_ckpt.pt, the best weights; runs/simple.jsonl, the log
+Stop    Ctrl-C saves and exits; run the same command again to resume exactly there
 """
 
 from __future__ import annotations

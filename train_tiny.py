@@ -1,13 +1,13 @@
 """Stage 1 of 3: TinyStories, from random weights.
 
-    python train_tiny.py                 train, or continue where it was interrupted
-    python train_tiny.py --plan          device, memory and time needed; starts nothing
-    python train_tiny.py --minutes 45    fit the schedule to the time there is
-    python train_tiny.py --fresh         start over; the old result is kept aside
+    python train_tiny.py                 train, or resume where training was interrupted
+    python train_tiny.py --plan          print device, memory and time needed, then exit
+    python train_tiny.py --minutes 45    fit the schedule into 45 minutes
+    python train_tiny.py --fresh         start over; the old result is kept under another name
 
 Reads   data/train.bin, data/val.bin             (python prepare_data.py)
-Writes  checkpoints/tinystories_28M_final.pt, the best weights; runs/tiny.jsonl, all measurements
-Stop    Ctrl-C saves and leaves; the same command goes on exactly there
+Writes  checkpoints/tinystories_28M_final.pt, the best weights; runs/tiny.jsonl, the log
+Stop    Ctrl-C saves and exits; run the same command again to resume exactly there
 """
 
 from __future__ import annotations

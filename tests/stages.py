@@ -113,7 +113,7 @@ def payload_of(ladder: Ladder, name: str = "children") -> dict[str, Any]:
         "val_loss": 1.5,
         "seen_tokens": torch.ones(ladder.model.vocab_size, dtype=torch.uint8),
         "settings": plain_settings(ladder, stage, []),
-        "data": {path.name: path.stem for path in token_files(ladder, stage)},
+        "data": dict(zip((path.name for path in token_files(ladder, stage)), "ab", strict=True)),
         "model": {"transformer.wte.weight": torch.zeros(ladder.model.vocab_size, ladder.model.n_embd)},
     }
 

@@ -194,7 +194,7 @@ def test_a_misspelt_field_is_told_with_its_line(tmp_path: Path) -> None:
 
 def test_a_stage_that_a_preset_does_not_have_is_refused_in_one_line(tmp_path: Path) -> None:
     path = edited_config(tmp_path, "PRESETS = (replace(LADDER, name='solo', stages=(TINY,)),)")
-    expected = f"error: preset 'solo' of {path} has no stage 'children'; there are tiny\n"
+    expected = f"error: preset 'solo' of {path} has no stage 'children'; expected one of tiny\n"
     assert refusal("train_children.py", "--config", path, "--preset", "solo") == expected
 
 

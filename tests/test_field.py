@@ -101,7 +101,7 @@ def test_more_steps_after_the_end_are_refused_with_what_to_type_which_then_works
     write_config(climbed, steps=7)
     error = type_there(climbed, typed("train_tiny.py"), status=2).stderr
     assert "max_steps was 5 and is 7" in error
-    line = re.search(r"keep the old result aside: (.*?--fresh);", error)
+    line = re.search(r"keep the old result under another name: (.*?--fresh);", error)
     assert line is not None
     assert "after 7 steps" in type_there(climbed, line[1]).stdout
 

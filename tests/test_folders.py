@@ -61,21 +61,21 @@ def test_what_is_not_read_is_named_with_the_reason(tmp_path: Path) -> None:
     assert read(tmp_path) == ["a.txt"]
     assert found.left_out == {
         "hidden": [".DS_Store"],
-        "notes by its name": ["LICENSE-CC.txt", "README.txt", "Sources.json", "dataset_info.json", "state.json"],
+        "documentation, by name": ["LICENSE-CC.txt", "README.txt", "Sources.json", "dataset_info.json", "state.json"],
         "empty": ["empty.txt"],
         "an archive; unpack it there": ["all.tar.gz"],
-        "a link to /nowhere/gone.txt, which is not there": ["gone.txt"],
+        "a broken link to /nowhere/gone.txt": ["gone.txt"],
         "a device or pipe": ["pipe.txt"],
-        "not of a kind that is read": ["sub/cover.png", "tale.pdf"],
+        "unsupported format": ["sub/cover.png", "tale.pdf"],
     }
-    assert "sub/cover.png, tale.pdf (not of a kind that is read)" in found.left_out_words()
+    assert "sub/cover.png, tale.pdf (unsupported format)" in found.skipped()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.txt")
     (tmp_path / "a.txt").chmod(0)
-    assert files_of(tmp_path).left_out == {"may not be read; type chmod u+r": ["a.txt"]}
+    assert files_of(tmp_path).left_out == {"no read permission; type chmod u+r": ["a.txt"]}
 
 
 def test_tales_whose_names_only_begin_like_notes_are_read(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_a_corpus_does_not_read_the_folders_of_the_others(tmp_path: Path) -> Non
 def test_a_corpus_whose_folder_has_nothing_to_read_says_what_lies_there(tmp_path: Path) -> None:
     touch(tmp_path, "tiny/stories.docx")
     found = corpus_files(tmp_path, corpus_named("tiny"), alone=True)
-    assert found.files == [] and "stories.docx" in found.left_out_words()
+    assert found.files == [] and "stories.docx" in found.skipped()
 
 
 def test_long_lists_are_cut_and_numbers_agree_with_their_nouns() -> None:
@@ -113,5 +113,5 @@ def test_files_for_validation_are_known_by_their_names_and_folders_below_the_one
     train, val = split_by_name([root / name for name in names], root)
     assert [path.name for path in train] == ["a.parquet", "testament.txt"]
     assert [path.name for path in val] == ["b.parquet", "c.txt", "my-valid.txt.gz", "eval.json"]
-    with pytest.raises(DataError, match=r"^b\.txt: only validation text, by its name; a training file is missing"):
+    with pytest.raises(DataError, match=r"^b\.txt: only validation files, by their names; add a training file"):
         split_by_name([root / "val" / "b.txt"], root)

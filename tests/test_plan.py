@@ -18,7 +18,7 @@ from storyladder.runtime.signals import StopRequest
 from storyladder.settings import Ladder
 from storyladder.stage.loop import train_stage
 from storyladder.stage.pace import Pace
-from storyladder.stage.plan import Speed, fit_to_minutes, refit
+from storyladder.stage.plan import StepSeconds, fit_to_minutes, refit
 from storyladder.stage.setup import Stage, set_up
 
 
@@ -31,7 +31,11 @@ def stage(toy_data: Ladder) -> Stage:
 
 def test_a_schedule_is_fitted_to_what_was_measured_of_the_minutes_that_are_left(stage: Stage) -> None:
     schedules = []
-    for gone, speed in ((0.0, Speed(step=0.1, window=0.001)), (30.0, Speed(0.1, 0.001)), (0.0, Speed(0.2, 0.001))):
+    for gone, speed in (
+        (0.0, StepSeconds(step=0.1, window=0.001)),
+        (30.0, StepSeconds(0.1, 0.001)),
+        (0.0, StepSeconds(0.2, 0.001)),
+    ):
         stage.pace = Pace(began_at=time.monotonic() - gone)
         fit_to_minutes(stage, 1.0, speed)
         schedules.append(stage.learner.stage)
@@ -45,7 +49,7 @@ def test_a_schedule_is_fitted_to_what_was_measured_of_the_minutes_that_are_left(
 
 def test_evaluations_that_were_made_keep_their_windows(stage: Stage) -> None:
     stage.state.evaluated_at, before = 0, stage.learner.stage.val_windows
-    fit_to_minutes(stage, 1.0, Speed(step=0.1, window=0.001))
+    fit_to_minutes(stage, 1.0, StepSeconds(step=0.1, window=0.001))
     assert stage.state.fitted["val_windows"] == before
 
 

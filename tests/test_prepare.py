@@ -129,13 +129,13 @@ def test_a_story_told_twice_is_on_one_side_only(tmp_path: Path) -> None:
 
 
 def test_no_story_at_all_is_told_with_the_reason(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no story for train\.bin in given; give more text, or raise val_percent"):
+    with pytest.raises(DataError, match=r"no stories for train\.bin in given; add more text, or raise val_percent"):
         build(tmp_path, text_of([]))
     with pytest.raises(
-        DataError, match=r"cleaning took them all \(\{'dropped too short': 2\}\); loosen CleaningConfig"
+        DataError, match=r"cleaning dropped all of them \(\{'dropped too short': 2\}\); relax CleaningConfig"
     ):
         build(tmp_path, text_of(["a", "b"]), corpus=CorpusConfig(cleaning=CleaningConfig(min_chars=5)))
-    with pytest.raises(DataError, match=r"no story for val\.bin in given; give more text, or raise val_percent"):
+    with pytest.raises(DataError, match=r"no stories for val\.bin in given; add more text, or raise val_percent"):
         build(tmp_path, text_of(["Only one."]))
     assert names(tmp_path) == set()
 
@@ -275,7 +275,7 @@ def test_files_of_any_name_belong_to_the_one_stage_that_was_asked_for(tmp_path: 
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"there is no folder .*nowhere; give the folder .* with --from DIR"):
+    with pytest.raises(DataError, match=r"folder .*nowhere does not exist; pass the folder .* with --from DIR"):
         corpus_files(tmp_path / "nowhere", corpus_named("tiny"), alone=False)
 
 
@@ -299,7 +299,7 @@ def test_words_that_only_contain_val_test_or_dev_are_for_training(tmp_path: Path
 
 
 def test_validation_text_alone_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^a-val\.txt: only validation text, by its name; a training file"):
+    with pytest.raises(DataError, match=r"^a-val\.txt: only validation files, by their names; add a training file"):
         sides(tmp_path, **{"a-val.txt": "Two."})
 
 
@@ -427,9 +427,9 @@ def test_what_is_read_and_why_is_said_in_a_line_each(tmp_path: Path, config: Pat
     lines = said(config, "--stage", "tiny", "--from", folder)
     assert lines[:4] == [
         f"tiny reads 3 files of {folder / 'tiny'}: a.csv, a_valid.jsonl, b.txt",
-        "tiny does not read README.txt (notes by its name); gone.txt (a link to /nowhere/gone.txt, which is not there)"
-        "; map.png (not of a kind that is read)",
-        "tiny takes for validation a_valid.jsonl, by name",
+        "tiny skips README.txt (documentation, by name); gone.txt (a broken link to /nowhere/gone.txt)"
+        "; map.png (unsupported format)",
+        "tiny validates on a_valid.jsonl, by name",
         "tiny: 6 stories from 3 files: in field 'text' (the first that is there of story, text, content, body and so "
         "on), 2 files; between <|endoftext|> markers, 1 file",
     ]
@@ -481,8 +481,8 @@ def test_one_story_without_separators_is_told_with_the_way_out(tmp_path: Path, c
     done = run_script("prepare_data.py", "--config", config, "--stage", "tiny", "--from", folder)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: no story for val.bin in book.txt; 1 story from 1 file: between blank lines (no <|endoftext|> there; "
-        "otherwise: --story-separator line or file). Give more text, or say what separates the stories: "
+        "error: no stories for val.bin in book.txt; 1 story from 1 file: between blank lines (no <|endoftext|> there; "
+        "otherwise: --story-separator line or file). Add more text, or set what separates the stories, for example "
         "--story-separator line\n"
     )
     prepared(config, "--stage", "tiny", "--from", folder, "--story-separator", "line")
@@ -499,7 +499,7 @@ def test_the_field_that_was_asked_for_is_read(tmp_path: Path, config: Path) -> N
 def test_what_a_folder_without_stories_holds_is_named(tmp_path: Path, config: Path) -> None:
     folder = written(tmp_path / "in", dataset_info__json="{}", tales__docx="x")
     told = refusal("prepare_data.py", "--config", config, "--stage", "tiny", "--from", folder)
-    assert "(not read: dataset_info.json (notes by its name); tales.docx (not of a kind" in told
+    assert "(skipped: dataset_info.json (documentation, by name); tales.docx (unsupported" in told
 
 
 def test_work_grows_with_the_number_of_files_and_not_with_its_square(tmp_path: Path) -> None:
@@ -524,9 +524,9 @@ def test_without_a_flag_the_raw_folder_is_read(tmp_path: Path, config: Path, tex
 def test_with_nothing_there_the_three_choices_are_named(tmp_path: Path, config: Path) -> None:
     raw = tmp_path / "data" / "raw"
     assert refusal("prepare_data.py", "--config", config) == (
-        f"error: no text for corpus tiny in {raw}. Where are the stories? --sample makes the bundled ones (no network),"
-        " --download fetches the real corpora (7.4 GB; with --limit-mb 100 less), --from DIR reads a folder of yours; "
-        f"without a flag {raw} is read\n"
+        f"error: no text for corpus tiny in {raw}. Add --sample to use bundled stories (no network),"
+        " --download to fetch the real corpora (7.4 GB; less with --limit-mb 100), or --from DIR to read your own "
+        f"folder; without a flag, {raw} is read\n"
     )
 
 
@@ -535,7 +535,7 @@ def test_a_corpus_without_text_is_told_before_any_other_is_prepared(tmp_path: Pa
     assert refusal("prepare_data.py", "--config", config, "--from", texts) == (
         f"error: no text for corpus children in {texts}; put files into {texts / 'children'} "
         "(.txt .json .jsonl .ndjson .csv .tsv .parquet .arrow .feather .gz .bz2 .xz .zst .zip), "
-        "or prepare another stage alone with --stage\n"
+        "or prepare only another stage with --stage\n"
     )
     assert names(tmp_path / "data") == {".prepare.lock"}
 
@@ -547,7 +547,10 @@ def test_a_corpus_without_text_is_told_before_any_other_is_prepared(tmp_path: Pa
         (("--stage", "tny"), "preset 'default' of {config} has no stage 'tny'; did you mean 'tiny'?"),
         (("--limit-mb", "0"), "argument --limit-mb: is '0'; expected a number above 0"),
         (("--limit-mb", "many"), "argument --limit-mb: is 'many'; expected a number above 0"),
-        (("--from", "/nowhere"), "there is no folder /nowhere; give the folder that holds the stories with --from DIR"),
+        (
+            ("--from", "/nowhere"),
+            "folder /nowhere does not exist; pass the folder that holds the stories with --from DIR",
+        ),
     ],
 )
 def test_flags_that_cannot_be_meant_are_refused(config: Path, flags: tuple[str, ...], words: str) -> None:
@@ -609,8 +612,8 @@ def test_a_corpus_of_ones_own_is_read_from_data_raw_beside_samples(tmp_path: Pat
     raw = tmp_path / "data" / "raw"
     told = refusal("prepare_data.py", "--config", with_fables, "--sample")
     assert told.startswith(
-        f"error: no text for corpus fables in {raw} (only tiny, children, simple can be downloaded, or made up as "
-        f"samples); put files into {raw / 'fables'} (.txt .json"
+        f"error: no text for corpus fables in {raw} (only tiny, children, simple can be downloaded or "
+        f"sampled); put files into {raw / 'fables'} (.txt .json"
     )
     assert names(tmp_path / "data") == {".prepare.lock"}, "told before any other is prepared"
     fables = [f"Fable {i}. The fox ran." for i in range(30)]

@@ -69,7 +69,9 @@ def test_a_story_depends_on_seed_stage_and_index_only(stage: str, stories: dict[
 
 
 def test_a_corpus_without_samples_is_refused_at_the_call() -> None:
-    with pytest.raises(DataError, match=r"^corpus 'huge' has no sample stories; there are children, simple, tiny$"):
+    with pytest.raises(
+        DataError, match=r"^corpus 'huge' has no sample stories; expected one of children, simple, tiny$"
+    ):
         sample_stories("huge", 1)
 
 

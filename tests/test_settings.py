@@ -152,7 +152,7 @@ def test_every_problem_is_told_at_once_with_its_value_and_a_remedy(toy_ladder: L
         "  - corpus: val_percent is nan; expected a finite number, for example 1.0",
         "  - corpus.cleaning: lowercase is 1; expected True or False, for example False",
         "  - generate: top_k is -1; expected 1 to 65536, for example 50",
-        f"  - paths: root is {Path('/tmp')!r}; expected a text, for example '.'",
+        f"  - paths: root is {Path('/tmp')!r}; expected a string, for example '.'",
         "  - stage 'tiny': max_lr is '3e-4'; expected a finite number, for example 0.0003",
         "  - stage 'tiny': eval_interval is 0; expected 1 to 1e+09, for example 2000",
     ]
@@ -190,9 +190,9 @@ def test_a_value_of_the_wrong_type_or_out_of_its_limits_is_told_with_its_name(
 
 
 def test_the_example_in_a_message_is_a_value_that_would_do(toy_ladder: Ladder) -> None:
-    assert only_problem(with_tiny(toy_ladder, init_from=5)).endswith("expected a text or None, for example None")
-    assert only_problem(with_tiny(toy_ladder, patience="5")).endswith("expected a whole number or None, for example 1")
-    assert only_problem(with_tiny(toy_ladder, script=3)).endswith("expected a text, for example 'text'")
+    assert only_problem(with_tiny(toy_ladder, init_from=5)).endswith("expected a string or None, for example None")
+    assert only_problem(with_tiny(toy_ladder, patience="5")).endswith("expected an integer or None, for example 1")
+    assert only_problem(with_tiny(toy_ladder, script=3)).endswith("expected a string, for example 'text'")
 
 
 def test_whole_numbers_serve_where_any_number_is_expected_and_limits_themselves_are_allowed(toy_ladder: Ladder) -> None:
@@ -235,7 +235,7 @@ def test_a_field_of_older_copies_of_config_py_is_told_with_what_took_its_place()
 
 def test_a_word_without_a_neighbour_gets_the_list_of_what_there_is() -> None:
     assert nearest("dmeo", ["default", "demo"]) == "; did you mean 'demo'?"
-    assert nearest("xyz", ["default", "demo"]) == "; there are default, demo"
+    assert nearest("xyz", ["default", "demo"]) == "; expected one of default, demo"
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_the_width_must_be_a_multiple_of_the_heads(
 
 def test_the_batch_must_be_a_multiple_of_the_micro_batch(toy_ladder: Ladder) -> None:
     assert only_problem(with_tiny(toy_ladder, batch_size=10, micro_batch_size=4)) == (
-        "stage 'tiny': batch_size (10) must be a multiple of micro_batch_size (4); None chooses one that fits"
+        "stage 'tiny': batch_size (10) must be a multiple of micro_batch_size (4); None selects one that fits"
     )
     assert told(with_tiny(toy_ladder, batch_size=10, micro_batch_size=None)) == []
 
@@ -290,14 +290,14 @@ def test_optimizer_and_schedule_are_words_of_a_list(toy_ladder: Ladder) -> None:
     assert only_problem(with_tiny(toy_ladder, schedule="line")) == (
         "stage 'tiny': schedule is 'line'; did you mean 'linear'?"
     )
-    assert only_problem(replace(toy_ladder, tokenizer="bpe")) == "tokenizer is 'bpe'; there are gpt2"
+    assert only_problem(replace(toy_ladder, tokenizer="bpe")) == "tokenizer is 'bpe'; expected one of gpt2"
     assert [tokenizer_named(name).vocab_size for name in TOKENIZERS] == [50257], "every one that is offered is there"
 
 
 def test_muon_needs_rates_for_what_adamw_moves(toy_ladder: Ladder) -> None:
     assert told(with_tiny(toy_ladder, **MUON)) == []
     assert only_problem(with_tiny(toy_ladder, **MUON | {"wte_lr": None, "vector_lr": None})) == (
-        "stage 'tiny': wte_lr, vector_lr must have a value where Muon has max_lr (0.02), for example 2e-3"
+        "stage 'tiny': wte_lr, vector_lr must be set if optimizer is 'muon' (max_lr is Muon's), for example to 2e-3"
     )
     assert told(with_tiny(toy_ladder, wte_lr=1e-3, lr_horizon=500)) == []  # AdamW may have them
 
@@ -318,8 +318,8 @@ def test_a_ladder_is_any_chain_of_stages_but_none(toy_ladder: Ladder) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("name", "my stage", "expected a word of letters, digits and _, which names files"),
-        ("corpus", "../raw", "expected a word of letters, digits and _, which names files"),
+        ("name", "my stage", "expected letters, digits and _ only, because files are named after it"),
+        ("corpus", "../raw", "expected letters, digits and _ only, because files are named after it"),
         ("script", "tales/train.py", "expected a script in the project's folder, for example 'train_tiny.py'"),
         ("script", "train_tiny", "expected a script in the project's folder, for example 'train_tiny.py'"),
     ],
@@ -355,17 +355,17 @@ def test_no_stage_may_write_over_the_file_of_another(toy_ladder: Ladder) -> None
     tiny, children, simple = toy_ladder.stages
     copied = replace(toy_ladder, stages=(tiny, replace(children, result_file=tiny.result_file), simple))
     assert only_problem(copied) == (
-        "stage 'children': result_file is 'tinystories_28M_final.pt', as in a stage before it; give each its own"
+        "stage 'children': result_file is 'tinystories_28M_final.pt', as in an earlier stage; use a different one"
     )
     assert told(replace(toy_ladder, stages=(tiny, tiny))) == [
-        f"stage 'tiny': {field} is {getattr(tiny, field)!r}, as in a stage before it; give each its own"
+        f"stage 'tiny': {field} is {getattr(tiny, field)!r}, as in an earlier stage; use a different one"
         for field in ("name", "script", "result_file")
     ]
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", "raw"])
 def test_a_preset_is_named_like_a_folder_and_not_like_the_one_of_the_raw_text(toy_ladder: Ladder, name: str) -> None:
-    assert only_problem(replace(toy_ladder, name=name)).startswith(f"name is {name!r}; expected a plain word")
+    assert only_problem(replace(toy_ladder, name=name)).startswith(f"name is {name!r}; expected a name for a folder")
 
 
 def test_flags_are_checked_like_settings() -> None:
@@ -471,7 +471,7 @@ def test_a_copy_of_config_py_prints_itself_and_its_mistakes_in_a_line(tmp_path: 
 def test_a_misspelt_preset_names_the_nearest() -> None:
     assert refusal("config.py", "--preset", "dmeo") == "error: config.py has no preset 'dmeo'; did you mean 'demo'?\n"
     assert refusal("train_tiny.py", "--preset", "x") == (
-        "error: config.py has no preset 'x'; there are default, demo, short, swift\n"
+        "error: config.py has no preset 'x'; expected one of default, demo, short, swift\n"
     )
 
 
@@ -487,4 +487,4 @@ def test_a_wrong_type_in_one_part_does_not_hide_what_does_not_fit_together_elsew
 
 
 def test_a_result_may_not_have_the_name_of_an_unfinished_stages_file(toy_ladder: Ladder) -> None:
-    assert "not finished" in only_problem(with_tiny(toy_ladder, result_file="tiny_best.pt"))
+    assert "unfinished stages" in only_problem(with_tiny(toy_ladder, result_file="tiny_best.pt"))

@@ -178,7 +178,7 @@ SMALL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": 16, "vocab_s
         ({"model": SMALL | {"n_embd": 100_000, "context_length": 1_000_000}}, "its settings give"),  # not even tried
         ({"model": SMALL | {"context_length": 40, "vocab_size": 16}}, "its weights do not match its settings"),
         ({"model": SMALL | {"n_head": 3}}, r"n_embd \(16\) must be a multiple of n_head"),
-        ({"model": SMALL | {"n_embd": "16"}}, "n_embd is '16'; expected a whole number"),
+        ({"model": SMALL | {"n_embd": "16"}}, "n_embd is '16'; expected an integer"),
         ({"model": SMALL | {"n_embed": 16}}, "no field 'n_embed'; did you mean 'n_embd'"),
         ({"model": None}, "has no valid model settings"),
         ({"model": [1]}, "has no valid model settings"),

@@ -1,4 +1,4 @@
-"""Which files of a folder are read, which of them for validation, which are not read, and why: nothing in silence."""
+"""Which files of a folder are read, which are for validation, which are skipped, and why: none is ignored silently."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from storyladder.corpus.corpora import CORPORA, Corpus
 from storyladder.corpus.readers import is_readable
 from storyladder.runtime.errors import DataError
 
-_PART_NAME = re.compile(r"(.+)\.first-(\d+)-bytes(\.[^.]+)")  # the beginning of a file, as sources.py names it
+_PART_NAME = re.compile(r"(.+)\.first-(\d+)-bytes(\.[^.]+)")  # a partial download, named by sources.py
 _VAL_NAME = re.compile(r"(^|[-_.])(val|valid|validation|test|dev|eval)([-_.]|$)", re.IGNORECASE)
 _NOTES = re.compile(r"(readme|licen[cs]e|copying|notice|changelog|changes|citation|requirements|sources)\b.*", re.I)
 _ARCHIVE = re.compile(r"\.(tar|tgz|7z|rar)(\.\w+)?$")
 _NOTES_OF_DATASETS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-_OURS = (".bin", ".bin.json", ".part", ".partial", ".lock")  # token files and what is not finished
-_NAMED = 5  # of a list of names; the others are counted
+_OURS = (".bin", ".bin.json", ".part", ".partial", ".lock")  # token files and unfinished files
+_NAMED = 5  # names printed of a list; the rest are counted
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """The files of a folder that are read, sorted, and what is not read: names by reason."""
+    """The readable files of a folder, sorted, and the names of skipped files by reason."""
 
     root: Path
     files: list[Path]
     left_out: dict[str, list[str]]
 
     def names(self, files: list[Path]) -> list[str]:
-        """Their names below the folder."""
+        """Their names relative to the folder."""
         return [str(path)[len(str(self.root)) + 1 :] for path in files]
 
     def lines(self) -> Iterator[str]:
-        """What is to be said about them, a line each."""
+        """The lines to print about them."""
         yield f"reads {counted(len(self.files), 'file')} of {self.root}: {listed(self.names(self.files))}"
         if self.left_out:
-            yield f"does not read {self.left_out_words()}"
+            yield f"skips {self.skipped()}"
 
-    def left_out_words(self) -> str:
-        """Names and reasons: a.pdf, b.pdf (no text); c.txt (empty)."""
+    def skipped(self) -> str:
+        """Names and reasons, such as `a.pdf, b.pdf (unsupported format); c.txt (empty)`."""
         return "; ".join(f"{listed(names)} ({reason})" for reason, names in self.left_out.items())
 
 
 def listed(names: Iterable[str]) -> str:
-    """The first names of a list, and how many more there are."""
+    """The first names of a list, and the number of others."""
     names = list(names)
     more = [f"and {len(names) - _NAMED:,} more"] if len(names) > _NAMED else []
     return ", ".join([*names[:_NAMED], *more])
@@ -60,12 +60,13 @@ def counted(number: int, noun: str) -> str:
 
 
 def corpus_files(folder: Path, corpus: Corpus, *, alone: bool, others: Iterable[Corpus] = ()) -> Found:
-    """The text files of a corpus: those in a subfolder of its name, else by name, else (for one corpus alone) all.
+    """The text files of a corpus: those in a subfolder with its name, else those with its file names, else all.
 
-    Folders of the bundled corpora and of `others` belong to them. DataError if there is no such folder.
+    The last only with `alone`: just one corpus is prepared. Folders of the bundled corpora and of `others` are left to
+    those corpora. DataError if `folder` does not exist.
     """
     if not folder.is_dir():
-        raise DataError(f"there is no folder {folder}; give the folder that holds the stories with --from DIR")
+        raise DataError(f"folder {folder} does not exist; pass the folder that holds the stories with --from DIR")
     folders = {_plain(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
     looked = [files_of(folders[name]) for name in corpus.folders if name in folders]
     for found in looked:
@@ -80,7 +81,7 @@ def corpus_files(folder: Path, corpus: Corpus, *, alone: bool, others: Iterable[
 
 
 def files_of(folder: Path, *, without: Iterable[str] = ()) -> Found:
-    """Every file that can be read in a folder and in its subfolders, except those named `without`."""
+    """Every readable file in a folder and its subfolders, except in subfolders named in `without`."""
     found = Found(folder, [], {})
     for entry in _walk(folder, frozenset(without), frozenset()):
         if reason := _why_not(entry):
@@ -91,7 +92,7 @@ def files_of(folder: Path, *, without: Iterable[str] = ()) -> Found:
 
 
 def _walk(folder: Path | str, without: frozenset[str], above: frozenset[str]) -> Iterator[os.DirEntry[str]]:
-    """All files, sorted, and no folder within itself, however links lead."""
+    """All files, sorted; links that lead back to a folder above are not followed."""
     place = os.path.realpath(folder)
     if place in above:
         return
@@ -108,18 +109,18 @@ def _plain(name: str) -> str:
 
 
 def _why_not(entry: os.DirEntry[str]) -> str:
-    """Why a file is not read; empty where it is, or where it is no text but a token file of ours."""
+    """Why a file is skipped; empty if it is read, or is one of our own token files."""
     name = entry.name.lower()
     if entry.is_symlink() and not os.path.exists(entry.path):
-        return f"a link to {os.readlink(entry.path)}, which is not there"
+        return f"a broken link to {os.readlink(entry.path)}"
     if name.startswith("."):
         return "hidden"
     if name.endswith(_OURS):
         return ""
     if not is_readable(name):
-        return "an archive; unpack it there" if _ARCHIVE.search(name) else "not of a kind that is read"
+        return "an archive; unpack it there" if _ARCHIVE.search(name) else "unsupported format"
     if _NOTES.fullmatch(name) or name in _NOTES_OF_DATASETS:
-        return "notes by its name"
+        return "documentation, by name"
     return _why_not_open(entry)
 
 
@@ -127,12 +128,12 @@ def _why_not_open(entry: os.DirEntry[str]) -> str:
     if not entry.is_file():
         return "a device or pipe"
     if not os.access(entry.path, os.R_OK):
-        return "may not be read; type chmod u+r"
+        return "no read permission; type chmod u+r"
     return "" if entry.stat().st_size else "empty"
 
 
 def without_repeats(files: Iterable[Path]) -> list[Path]:
-    """Of a file and beginnings of it only the longest: nothing is read twice."""
+    """Keep only the longest of a file and partial downloads of it, so that nothing is read twice."""
     longest: dict[Path, tuple[float, Path]] = {}
     for path in files:
         part = _PART_NAME.fullmatch(path.name)
@@ -142,7 +143,7 @@ def without_repeats(files: Iterable[Path]) -> list[Path]:
 
 
 def split_by_name(files: list[Path], root: Path | None) -> tuple[list[Path], list[Path]]:
-    """The files for training and those for validation: val, valid, test, dev or eval in their names or folders."""
+    """The files for training, and those for validation: with val, valid, test, dev or eval in their name or folder."""
     sides: tuple[list[Path], list[Path]] = ([], [])
     above = len(str(root)) + 1 if root else None
     for path in files:
@@ -150,7 +151,7 @@ def split_by_name(files: list[Path], root: Path | None) -> tuple[list[Path], lis
         sides[any(map(_VAL_NAME.search, (*names[:-1], path.stem)))].append(path)
     if not sides[0]:
         raise DataError(
-            f"{listed(path.name for path in sides[1])}: only validation text, by its name; a training file is missing, "
-            "or rename one without val, test, dev or eval"
+            f"{listed(path.name for path in sides[1])}: only validation files, by their names; add a training file, "
+            "or rename one so that it contains no val, test, dev or eval"
         )
     return sides

@@ -1,6 +1,6 @@
 """From text to token files: cleaning, splitting and encoding.
 
-Constant memory, several cores, and the result does not depend on how many. This module knows no flags and no model.
+Uses constant memory and several cores; the result does not depend on their number. Knows no flags and no model.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from storyladder.runtime.errors import DataError
 from storyladder.settings import CorpusConfig
 
 MB = 1_000_000
-_BUNDLE_CHARS = 1 << 22  # of stories that are encoded together
-_MOST_WORKERS = 4  # more would wait for the one thread that reads and cleans, and hold a bundle each
-_VAL_SHARE_OF_LIMIT = 0.1  # --limit-mb N: at most N of text for training and a tenth of it for validation
-_MOST_SOURCES = 100  # names in a sidecar
+_BUNDLE_CHARS = 1 << 22  # characters encoded together
+_MOST_WORKERS = 4  # more would wait for the single thread that reads and cleans, and each holds a bundle in memory
+_VAL_SHARE_OF_LIMIT = 0.1  # --limit-mb N: at most N MB of training text, and a tenth of that for validation
+_MOST_SOURCES = 100  # file names in a sidecar
 _HASHES = 2**64
-_MANY_FILES = 1_000  # so many have a progress bar of their own
+_MANY_FILES = 1_000  # from here on, a progress bar counts files too
 
 
 @dataclasses.dataclass(frozen=True)
 class CorpusText:
-    """The stories of one corpus. Without validation stories a hash of each text decides where it goes."""
+    """The stories of one corpus. Without validation files, a hash of each story decides where it goes."""
 
     train: Callable[[], Iterable[str]]
     val: Callable[[], Iterable[str]] | None
     names: list[str]
-    bytes: int | None = None  # for the progress bar; None: not known before reading
-    said_before: tuple[str, ...] = ()  # what is read, what is not, what is for validation
-    reading: Reading | None = None  # what was found out while reading
+    bytes: int | None = None  # for the progress bar; None: unknown before reading
+    plan: tuple[str, ...] = ()  # lines to print before reading: files read, files skipped, validation
+    reading: Reading | None = None  # what reading detected
 
-    def said_after(self) -> list[str]:
-        """How many stories came from how many files, and how they were told apart."""
+    def summary(self) -> list[str]:
+        """A line with the number of stories and files, and how stories were separated."""
         if self.reading is None or not self.reading.found:
             return []
         known = self.reading.found.most_common()
@@ -61,7 +61,7 @@ class CorpusText:
 
 
 def text_of_files(files: list[Path], corpus: CorpusConfig | None = None, found: Found | None = None) -> CorpusText:
-    """The stories of some files; names with val, valid, test, dev or eval in them are for validation."""
+    """The stories of some files; those with val, valid, test, dev or eval in their name are for validation."""
     corpus = corpus or CorpusConfig()
     files = without_repeats(files)
     train, val = split_by_name(files, found.root if found else None)
@@ -76,9 +76,9 @@ def text_of_files(files: list[Path], corpus: CorpusConfig | None = None, found: 
         val=(lambda: _stories_of(val, reading)) if val else None,
         names=[*names[:_MOST_SOURCES], *([f"{len(names) - _MOST_SOURCES:,} more"] if names[_MOST_SOURCES:] else [])],
         bytes=sum(path.stat().st_size for path in files) if known_size else None,
-        said_before=(
+        plan=(
             *(found.lines() if found else ()),
-            f"takes for validation {listed(for_val) + ', by name' if val else chosen}",
+            f"validates on {listed(for_val) + ', by name' if val else chosen}",
         ),
         reading=reading,
     )
@@ -93,7 +93,7 @@ def _stories_of(files: list[Path], reading: Reading) -> Iterator[str]:
 
 
 def sample_text(name: str, corpus: CorpusConfig) -> CorpusText:
-    """The bundled stories of the corpus of that name; those for validation come from another seed."""
+    """The bundled stories of a corpus; those for validation use another seed."""
     n_val = max(20, round(corpus.sample_stories * corpus.val_percent / 100))
     return CorpusText(
         train=lambda: sample_stories(name, corpus.sample_stories),
@@ -113,7 +113,7 @@ def build_token_files(
     workers: int | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[Path, Sidecar]:
-    """Write the training and the validation file of one corpus. `check_stop` raises where a signal asks to leave."""
+    """Write the training and the validation file of one corpus. `check_stop` raises if a signal asked to stop."""
     share = int(corpus.val_percent / 100 * _HASHES)
     for _ in range(2):
         job = _Job(text, train_path, val_path, corpus, limit_bytes, share)
@@ -127,11 +127,11 @@ def build_token_files(
                 bar.update(n_bytes)
                 check_stop()
             if not text.val and not writers[val_path].stories and writers[train_path].stories > 1:
-                share = job.smallest + 1  # few stories, and by chance none of them held back: once more with one
+                share = job.smallest + 1  # few stories, none held back by chance: repeat with one
                 continue
             for path, writer in writers.items():
                 if not writer.stories:
-                    raise DataError(f"no story for {path.name} in {listed(text.names)}; {_why_none(job, path)}")
+                    raise DataError(f"no stories for {path.name} in {listed(text.names)}; {_why_none(job, path)}")
             built = {
                 path: writer.seal(sources=text.names, cleaning=job.counts[path]) for path, writer in writers.items()
             }
@@ -147,15 +147,15 @@ def _cores() -> int:
 
 @dataclasses.dataclass
 class _Job:
-    """One pass over the text of a corpus: which story goes to which file, and what was done to it."""
+    """One pass over the text of a corpus: which story goes to which file, and counts of what cleaning changed."""
 
     text: CorpusText
     train_path: Path
     val_path: Path
     corpus: CorpusConfig
     limit_bytes: int | None
-    share: int  # of all hashes; stories below are for validation where there is no text of its own for that
-    smallest: int = _HASHES  # of the stories for training
+    share: int  # without validation files, stories with a hash below this are for validation
+    smallest: int = _HASHES  # hash of a training story
 
     def __post_init__(self) -> None:
         val_limit = self.limit_bytes and int(self.limit_bytes * _VAL_SHARE_OF_LIMIT)
@@ -163,7 +163,7 @@ class _Job:
         self.counts: dict[Path, collections.Counter[str]] = {path: collections.Counter() for path in self.limits}
 
     def stories(self) -> Iterator[tuple[Path, str]]:
-        """Cleaned stories, each with the file that it belongs to, until the limits are reached."""
+        """Cleaned stories, each with its token file, until the limits are reached."""
         if self.text.reading:
             self.text.reading.restart()
         yield from self._kept(self.text.train(), self.train_path, None if self.text.val else self.val_path)
@@ -185,24 +185,24 @@ class _Job:
 
 
 def _hash(story: str) -> int:
-    """Below 2**64. The choice stays when stories are added, and a story told twice is on one side only."""
+    """A hash below 2**64. It depends on the story alone: added stories move none, and duplicates stay on one side."""
     digest = hashlib.sha256(story.strip().encode("utf-8", errors="replace")).digest()
     return int.from_bytes(digest[:8], "big")
 
 
 def _why_none(job: _Job, path: Path) -> str:
     if counts := job.counts[path]:
-        return f"cleaning took them all ({dict(counts)}); loosen CleaningConfig in config.py"
-    if found := job.text.said_after():
-        return f"{found[0]}. Give more text, or say what separates the stories: --story-separator line"
-    return "give more text, or raise val_percent in config.py"
+        return f"cleaning dropped all of them ({dict(counts)}); relax CleaningConfig in config.py"
+    if found := job.text.summary():
+        return f"{found[0]}. Add more text, or set what separates the stories, for example --story-separator line"
+    return "add more text, or raise val_percent in config.py"
 
 
 Bundle = tuple[npt.NDArray[np.uint16], int, int]  # ids, stories, bytes of text
 
 
 def _encoded(stories: Iterable[tuple[Path, str]], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[Path, Bundle]]:
-    """Bundles of ids in the order of the stories; encoding leaves the interpreter to others, so threads help."""
+    """Bundles of ids in the order of the stories; encoding releases the GIL, so threads help."""
     with ThreadPoolExecutor(max_workers=workers) as pool:
         waiting: collections.deque[tuple[Path, Future[Bundle]]] = collections.deque()
         for path, bundle in _bundled(stories):
@@ -215,7 +215,7 @@ def _encoded(stories: Iterable[tuple[Path, str]], tokenizer: Tokenizer, workers:
 
 
 def _bundled(stories: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, list[str]]]:
-    """Stories of the same file together, about four megabytes at a time."""
+    """Stories grouped by token file, about 4 MB at a time."""
     open_bundles: dict[Path, list[str]] = {}
     sizes: collections.Counter[Path] = collections.Counter()
     for path, story in stories:
