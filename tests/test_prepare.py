@@ -481,9 +481,9 @@ def test_one_story_without_separators_is_told_with_the_way_out(tmp_path: Path, c
     done = run_script("prepare_data.py", "--config", config, "--stage", "tiny", "--from", folder)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: no stories for val.bin in book.txt; 1 story from 1 file: separated by blank lines (no "
-        "<|endoftext|> found; to change: --story-separator line or file). Add more text, or set what separates the stories, for example "
-        "--story-separator line\n"
+        "error: no stories for val.bin in book.txt; 1 story from 1 file: separated by blank lines (no <|endoftext|> "
+        "found; to change: --story-separator line or file). Add more text, or set what separates the stories, for "
+        "example --story-separator line\n"
     )
     prepared(config, "--stage", "tiny", "--from", folder, "--story-separator", "line")
 

@@ -648,7 +648,7 @@ def test_damaged_parquet_is_refused(written, tmp_path):
         b"PAR1" + whole[60:],
         whole[:30] + b"\xff" * 40 + whole[70:],
     ):
-        assert "damaged or no parquet file" in refusal(written("d.parquet", content))
+        assert "damaged or not a parquet file" in refusal(written("d.parquet", content))
 
 
 def test_without_pyarrow_parquet_says_what_to_install_and_the_rest_works(written, monkeypatch):
