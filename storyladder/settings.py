@@ -164,7 +164,7 @@ class CorpusConfig:
 
 @settings
 class GenerateConfig:
-    """How stories are told."""
+    """How stories are sampled."""
 
     temperature: float = limited(0.8, 0, 100)  # 0: always the most likely token
     top_k: int | None = limited(50, 1, 65_536)  # sample from the k most likely tokens; None: from all

@@ -1,8 +1,8 @@
 """Stories cut into pieces that GPT-2's pattern never joins, so that equal pieces are encoded once only.
 
 Stories repeat themselves: a megabyte of them is about 230,000 pieces, of which some 5,000 to 12,000 differ and 600 to
-1,800 were not met before. The cuts are made only where the pattern splits whatever else stands around, which two
-neighbouring bytes of UTF-8 tell; where they do not tell, a piece stays long. How a piece is encoded is not known here.
+1,800 are new. A cut is made only where two neighboring bytes of UTF-8 show that the pattern always splits; where they
+do not, the piece stays long. Knows nothing about how a piece is encoded.
 """
 
 from __future__ import annotations
