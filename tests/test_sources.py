@@ -265,6 +265,7 @@ def test_a_resumption_from_the_wrong_place_is_found_out(hub: Hub, here: Here) ->
 # Hubs that lie
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body", [BODY[:-10], BODY + b"more"], ids=["shorter", "longer"])
 def test_a_body_of_another_length_is_not_taken_for_the_file(hub: Hub, here: Here, body: bytes) -> None:
     hub.script = [Answer(body=body)]
@@ -320,6 +321,7 @@ def test_a_line_that_drops_often_is_borne_as_long_as_it_brings_something(hub: Hu
 # Hubs that refuse
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [408, 429, 500, 503])
 @pytest.mark.parametrize("kind", ["listings", "script"])
 def test_a_busy_hub_is_asked_again(hub: Hub, here: Here, waited: list[float], status: int, kind: str) -> None:
@@ -328,6 +330,7 @@ def test_a_busy_hub_is_asked_again(hub: Hub, here: Here, waited: list[float], st
     assert sum(waited) >= 1 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("asked", "seconds"), [("7", 7.0), ("0", 1.0), ("86400", LONGEST_WAIT_S), ("soon", 1.0)])
 def test_the_hub_says_how_long_to_wait_within_bounds(
     hub: Hub, here: Here, waited: list[float], asked: str, seconds: float
@@ -390,6 +393,7 @@ def test_a_token_is_asked_for_sent_and_told_when_it_is_not_accepted(
     assert here.bring(serve(hub, "begins.txt", STORIES), limit_bytes=50_000)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("status", "words"),
     [(403, "HF_TOKEN"), (407, "the proxy requires a log-in"), (451, "HTTP 451"), (511, "log-in page")],
@@ -421,6 +425,7 @@ def test_a_log_in_page_instead_of_a_file_is_told_as_such(hub: Hub, here: Here) -
     assert "log-in page" in here.refusal(source)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [b"[]", b"7", b'{"siblings": [{}]}', b"[" * 100_000, b"\xff\xfe\x00", b'{"id": "x", "siblings": 7}']
 )
@@ -429,6 +434,7 @@ def test_a_listing_that_is_none_is_told_as_such(hub: Hub, here: Here, waited: li
     assert_told_at_once(hub, here, waited, serve(hub), "does not answer like a hub")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["file:///etc/hostname", "ftp://127.0.0.1/x", "/api/datasets/round"])
 def test_a_redirect_that_leads_nowhere_is_told_in_one_line(hub: Hub, here: Here, target: str) -> None:
     source = serve(hub)
@@ -493,6 +499,7 @@ def test_a_proxy_of_the_environment_is_used_and_named_when_it_fails(
     new_session()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["tiny", "children"], ids=["a beginning", "a whole file"])
 def test_a_signal_leaves_with_its_own_status_and_keeps_what_has_come(hub: Hub, tmp_path: Path, stage: str) -> None:
     source, raw = source_of(stage), tmp_path / "data" / "raw" / stage
@@ -526,6 +533,7 @@ def run_download(tmp_path: Path, hub: Hub, **environment: str) -> Any:
     return run_script("prepare_data.py", *flags, environment=own | environment)
 
 
+@pytest.mark.slow
 def test_offline_mode_asks_nobody(hub: Hub, tmp_path: Path) -> None:
     done = run_download(tmp_path, hub, HF_HUB_OFFLINE="1")
     assert (done.returncode, done.stdout) == (2, "")
@@ -534,6 +542,7 @@ def test_offline_mode_asks_nobody(hub: Hub, tmp_path: Path) -> None:
     assert hub.requests == []
 
 
+@pytest.mark.slow
 def test_neither_telemetry_nor_anybody_else_is_asked(hub: Hub, tmp_path: Path) -> None:
     tiny = source_of("tiny")
     hub.repo, hub.revision, hub.has_xet = tiny.repo, tiny.revision, True
@@ -570,6 +579,7 @@ def test_help_and_samples_do_not_import_the_library(tmp_path: Path) -> None:
 # What lies here already, or in the hub's cache
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", [BODY[:-1], b"", OTHER, BODY + b"x"], ids=["truncated", "empty", "foreign", "longer"])
 def test_a_file_that_is_not_the_published_one_is_noticed_and_set_aside(hub: Hub, here: Here, found: bytes) -> None:
     here.put("tales.txt", found)
@@ -610,6 +620,7 @@ def test_an_unchanged_verified_file_is_not_hashed_again(hub: Hub, here: Here) ->
     assert len(hub.asked) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("record", ["", "[]", "{}", "null", '{"bytes": 1}', "\x00"])
 def test_a_damaged_record_is_no_record(hub: Hub, here: Here, record: str) -> None:
     path = here.bring(serve(hub))[0]
@@ -678,6 +689,7 @@ def test_a_mirror_with_a_slash_at_its_end_is_used(hub: Hub, here: Here) -> None:
     assert {request.split(" ")[1].split("datasets")[0] for request in hub.requests} == {"/mirror/api/", "/mirror/"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("address", ["mirror.example", "ftp://mirror.example", "file:///etc", "https://", "http://[x"])
 def test_a_mirror_that_is_no_address_is_refused(hub: Hub, here: Here, address: str) -> None:
     with pytest.raises(DownloadError, match=r"expected one like https://huggingface.co"):
@@ -718,6 +730,7 @@ def test_a_listing_that_contradicts_the_table_is_refused(hub: Hub, here: Here) -
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"sha256": "../x"}, {"size": "300000"}, {"size": -1}, {"sha256": None}])
 def test_a_listing_without_size_or_hash_is_refused(hub: Hub, here: Here, change: dict[str, Any]) -> None:
     source = serve(hub, "a.json", bytes=None, sha256=None)

@@ -115,6 +115,7 @@ def test_a_stage_without_its_predecessor_names_the_command_to_run_first(toy_data
         train_stage(run_of(toy_data, "children"), GPT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"max_lr": 5e-3}, {"batch_size": 8}, {"seed": 8}, {"max_steps": 9}, {"beta2": 0.9}, {"warmup_steps": 1}]
 )
@@ -129,6 +130,7 @@ def test_a_changed_setting_is_refused_with_both_values_or_accepted_by_flag(
     train_stage(run_of(changed, accept_changes=True), GPT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("theirs", "ours"), [({}, MUON), (MUON, {})], ids=["to muon", "to adamw"])
 def test_a_resume_state_of_another_optimizer_is_refused_and_a_result_is_not(
     toy_data: Ladder, theirs: dict[str, Any], ours: dict[str, Any]
