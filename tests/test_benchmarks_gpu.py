@@ -72,6 +72,7 @@ def test_the_file_is_complete_after_every_section(tmp_path: Path) -> None:
     assert found["sections"]["second"]["output"].strip() == '["first"]'
 
 
+@pytest.mark.slow
 def test_a_section_that_hangs_is_killed_with_everything_it_started(tmp_path: Path) -> None:
     child = "import time; time.sleep(300)"
     program = (

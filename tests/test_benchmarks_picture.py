@@ -49,6 +49,7 @@ def test_without_a_record_the_message_says_what_to_type(tmp_path: Path) -> None:
     assert "no losses in" in message and f"train_tiny.py --config {config} --preset demo" in message
 
 
+@pytest.mark.slow
 def test_both_pictures_are_drawn_from_the_record(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     config = config_in(tmp_path)

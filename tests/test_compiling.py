@@ -64,6 +64,7 @@ def test_it_is_compiled_once_whole_and_for_this_user_alone(caches: Path, source:
     assert library.stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_it_is_compiled_again_for_another_source_or_torch_or_if_damaged(caches: Path, source: Path) -> None:
     load_compiled(source, FLAGS, also="2.10")
     load_compiled(source, FLAGS, also="2.11")
@@ -113,6 +114,7 @@ def test_the_folder_of_another_user_is_not_used(caches: Path, source: Path, monk
     assert f"{caches} cannot be used (it belongs to another user)" in why_not(source)
 
 
+@pytest.mark.slow
 def test_several_processes_may_compile_at_once(tmp_path: Path, caches: Path, source: Path) -> None:
     program = "import sys, time; from pathlib import Path; from storyladder.layers.compiling import load_compiled\n"
     program += f"while not Path({str(tmp_path / 'go')!r}).exists(): time.sleep(0.001)\n"

@@ -129,6 +129,7 @@ def in_root(first_rung: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> It
     yield first_rung[0]
 
 
+@pytest.mark.slow
 def test_in_a_notebook_a_story_arrives_in_what_stands_in_for_stdout(in_root: Path) -> None:
     told = []
     for _ in range(2):
@@ -147,6 +148,7 @@ def test_in_a_notebook_usage_names_the_script_and_not_the_kernel(monkeypatch: py
     assert left.value.code == 2 and err.getvalue().endswith("; see python generate.py --help\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_story_is_told_in_any_code_page(in_root: Path, monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict")
@@ -156,6 +158,7 @@ def test_a_story_is_told_in_any_code_page(in_root: Path, monkeypatch: pytest.Mon
     assert out.buffer.getvalue().startswith("One “day".encode(encoding, "backslashreplace"))  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_a_story_is_told_without_a_console(in_root: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(sys, name, None)
@@ -173,6 +176,7 @@ def test_a_stage_trains_however_it_is_redirected(climbed: Path, redirect: str) -
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_blank_at_the_end_changes_no_story_and_unseen_words_are_named(
     in_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -44,6 +44,7 @@ def as_an_older_version_left_it(path: Path) -> None:
     save_checkpoint(path, payload, keep_previous=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [{"max_steps": 9}, {"max_steps": 4}, {"max_lr": 5e-3}, {"batch_size": 8}, {"seed": 8}, {"val_windows": 3}]
 )
@@ -197,6 +198,7 @@ def test_a_setting_that_came_into_being_after_a_result_is_no_difference(toy_data
     assert "is finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_state_of_an_interrupted_stage_of_an_older_version_goes_on(toy_data: Ladder, capsys: Heard) -> None:
     train(toy_data, "tiny")
     interrupt_in_step(toy_data, 1, "children")

@@ -161,6 +161,7 @@ def test_patience_survives_an_interruption_and_no_evaluation_counts_twice(toy_da
     assert [entry["step"] for entry in record if entry["event"] == "evaluation"] == [0, 2, 4, 6]
 
 
+@pytest.mark.slow
 def test_the_result_holds_the_best_weights_and_not_the_last(toy_data: Ladder) -> None:
     """A rate that wrecks the model late: the warm-up ends at a rate far too high."""
     ladder = with_stage(toy_data, max_steps=12, warmup_steps=11, max_lr=5.0, min_lr=5.0, eval_interval=1)
@@ -289,6 +290,7 @@ def test_a_step_that_is_not_finite_moves_nothing_is_counted_and_recorded_as_what
     assert all(tensor.isfinite().all() for tensor in result["model"].values())
 
 
+@pytest.mark.slow
 def test_many_bad_steps_in_a_row_go_back_to_the_last_good_state_and_leave_those_batches_out(toy_data: Ladder) -> None:
     """Steps 4 to 23 are bad; the state of step 4 is the last good one."""
     ladder = with_stage(toy_data, max_steps=30)

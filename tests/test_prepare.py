@@ -475,6 +475,7 @@ def test_a_small_sound_corpus_has_a_validation_story_and_loses_none(tmp_path: Pa
     assert train.cleaning["dropped empty"] == 1, "counted once"
 
 
+@pytest.mark.slow
 def test_one_story_without_separators_is_told_with_the_way_out(tmp_path: Path, config: Path) -> None:
     wrapped = "Once there was a fox who lived\nin the deep dark wood and had\nneither friends nor a\nwarm coat.\n" * 10
     folder = written(tmp_path / "in", book__txt=wrapped)
@@ -557,6 +558,7 @@ def test_flags_that_cannot_be_meant_are_refused(config: Path, flags: tuple[str, 
     assert refusal("prepare_data.py", "--config", config, *flags).startswith(f"error: {words.format(config=config)}")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_leaves_what_was_there(tmp_path: Path, config: Path) -> None:
     prepared(config, "--sample", "--stage", "tiny", "--limit-mb", "0.01")
     data = tmp_path / "data"

@@ -107,6 +107,7 @@ def test_a_resumed_stage_takes_the_threads_that_it_began_with(
         assert ("the last digits of losses may differ" in said.err) == bool(flags or stage)
 
 
+@pytest.mark.slow
 def test_threads_follow_omp_num_threads_and_else_what_the_model_gains(
     toy_data: Ladder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
