@@ -167,7 +167,7 @@ class CorpusConfig:
 
 @settings
 class GenerateConfig:
-    """How stories are told."""
+    """How stories are sampled."""
 
     temperature: float = limited(0.8, 0, 100, "0 always takes the likeliest token")
     top_k: int | None = limited(50, 1, 65_536, "sample among the N likeliest tokens")  # None: among all

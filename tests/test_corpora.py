@@ -61,7 +61,5 @@ def test_a_corpus_without_a_row_is_the_users_own() -> None:
 
 @pytest.mark.parametrize("name", ["ch", "SIMP"])
 def test_a_corpus_of_ones_own_cannot_have_the_token_files_of_another(name: str) -> None:
-    with pytest.raises(
-        SettingsError, match=f"^corpus '{name}' would have the token file train_{name}.bin, which is th"
-    ):
+    with pytest.raises(SettingsError, match=f"^corpus '{name}' would use train_{name}.bin, the token file"):
         corpus_named(name)

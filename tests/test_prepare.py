@@ -430,8 +430,8 @@ def test_what_is_read_and_why_is_said_in_a_line_each(tmp_path: Path, config: Pat
         "tiny skips README.txt (documentation, by name); gone.txt (a broken link to /nowhere/gone.txt)"
         "; map.png (unsupported format)",
         "tiny validates on a_valid.jsonl, by name",
-        "tiny: 6 stories from 3 files: in field 'text' (the first that is there of story, text, content, body and so "
-        "on), 2 files; between <|endoftext|> markers, 1 file",
+        "tiny: 6 stories from 3 files: in field 'text' (the first found of story, text, content, body and so "
+        "on), 2 files; separated by <|endoftext|>, 1 file",
     ]
     assert [line.split(": ")[1].split(",")[0] for line in lines[4:]] == ["4 stories", "2 stories"]
 
@@ -439,11 +439,11 @@ def test_what_is_read_and_why_is_said_in_a_line_each(tmp_path: Path, config: Pat
 def test_a_folder_of_tales_is_a_story_a_file(tmp_path: Path, config: Path) -> None:
     folder = written(tmp_path / "in", **{f"tale_{i:02d}__txt": TALE.format(i) for i in range(40)})
     lines = said(config, "--stage", "tiny", "--from", folder)
-    assert lines[2].startswith("tiny: 40 stories from 40 files: one story per file (otherwise: --story-separator")
+    assert lines[2].startswith("tiny: 40 stories from 40 files: one story per file (to change: --story-separator")
     train, val = (stories_in(tmp_path / "data" / name) for name in ("train.bin", "val.bin"))
     assert sorted(train + val) == sorted(TALE.format(i) for i in range(40)) and val
     lines = said(config, "--stage", "tiny", "--from", folder, "--story-separator", "blank-line")
-    assert lines[2] == "tiny: 120 stories from 40 files: between blank lines (as you asked)"
+    assert lines[2] == "tiny: 120 stories from 40 files: separated by blank lines (as you asked)"
 
 
 def test_tales_that_end_in_a_marker_and_few_files_and_large_ones_are_no_story_a_file(tmp_path: Path) -> None:
@@ -482,9 +482,9 @@ def test_one_story_without_separators_is_told_with_the_way_out(tmp_path: Path, c
     done = run_script("prepare_data.py", "--config", config, "--stage", "tiny", "--from", folder)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: no stories for val.bin in book.txt; 1 story from 1 file: between blank lines (no <|endoftext|> there; "
-        "otherwise: --story-separator line or file). Add more text, or set what separates the stories, for example "
-        "--story-separator line\n"
+        "error: no stories for val.bin in book.txt; 1 story from 1 file: separated by blank lines (no <|endoftext|> "
+        "found; to change: --story-separator line or file). Add more text, or set what separates the stories, for "
+        "example --story-separator line\n"
     )
     prepared(config, "--stage", "tiny", "--from", folder, "--story-separator", "line")
 

@@ -566,7 +566,7 @@ def test_the_files_of_a_zip_are_read_one_after_the_other(tmp_path):
         archive.writestr("y.pdf", b"%PDF")
     assert "b.zip (x.txt): byte 0xff at offset 2" in refusal(tmp_path / "b.zip")
     (tmp_path / "c.zip").write_bytes(b"PK\x03\x04 cut")
-    assert "is damaged or no zip archive" in refusal(tmp_path / "c.zip")
+    assert "is damaged or not a zip archive" in refusal(tmp_path / "c.zip")
 
 
 # ---- what separates the stories of a .txt
@@ -580,11 +580,11 @@ WRAPPED = "Once there was a fox who lived\nin the deep dark wood and had\nneithe
     [
         ("\n".join(SENTENCES), 40, "one story per line"),
         ("\r\n".join(SENTENCES) + "\r\n\r\n", 40, "one story per line"),
-        ("\n\n".join(SENTENCES), 40, "between blank lines"),
-        ("\n".join(SENTENCES[:5]), 1, "between blank lines"),
-        (WRAPPED, 1, "between blank lines"),
-        ("\n\n".join([WRAPPED] * 3), 3, "between blank lines"),
-        ("\n".join(SENTENCES) + "\n<|endoftext|>\nEnd.", 2, "between <|endoftext|> markers"),
+        ("\n\n".join(SENTENCES), 40, "separated by blank lines"),
+        ("\n".join(SENTENCES[:5]), 1, "separated by blank lines"),
+        (WRAPPED, 1, "separated by blank lines"),
+        ("\n\n".join([WRAPPED] * 3), 3, "separated by blank lines"),
+        ("\n".join(SENTENCES) + "\n<|endoftext|>\nEnd.", 2, "separated by <|endoftext|>"),
     ],
 )
 def test_what_separates_stories_is_found_out_and_said(written, text, stories, said):
@@ -648,7 +648,7 @@ def test_damaged_parquet_is_refused(written, tmp_path):
         b"PAR1" + whole[60:],
         whole[:30] + b"\xff" * 40 + whole[70:],
     ):
-        assert "damaged or no parquet file" in refusal(written("d.parquet", content))
+        assert "damaged or not a parquet file" in refusal(written("d.parquet", content))
 
 
 def test_without_pyarrow_parquet_says_what_to_install_and_the_rest_works(written, monkeypatch):
@@ -694,7 +694,7 @@ def test_a_read_error_on_the_way_is_one_clear_error(written, monkeypatch):
         yield
 
     monkeypatch.setitem(readers._READERS, ".txt", failing)
-    assert "may not be read (Permission denied). Type: chmod u+r" in refusal(path)
+    assert "cannot be read (Permission denied). Type: chmod u+r" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["t.txt", "t.json", "t.jsonl", "t.parquet"])

@@ -80,7 +80,7 @@ class Here:
         self.said: list[str] = []
 
     def bring(self, source: Source, **changes: Any) -> list[Path]:
-        how: dict[str, Any] = {"stage": "tiny", "endpoint": self.hub.address, "say": self.said.append}
+        how: dict[str, Any] = {"stage": "tiny", "endpoint": self.hub.address, "log": self.said.append}
         return download_source(source, self.folder, **how | changes)
 
     def refusal(self, source: Source, **changes: Any) -> str:
@@ -236,7 +236,7 @@ def test_a_part_of_another_file_is_found_out_and_fetched_anew(hub: Hub, here: He
     here.begun(source).write_bytes(OTHER[:CHUNK])
     assert here.bring(source)[0].read_bytes() == BODY
     assert [span for _, span in hub.asked] == [f"bytes={CHUNK}-", None]
-    assert "once more from zero" in here.said[0]
+    assert "again from the start" in here.said[0]
 
 
 def test_a_part_that_is_longer_than_the_file_is_fetched_anew(hub: Hub, here: Here) -> None:
@@ -300,7 +300,7 @@ def test_a_hub_that_holds_another_file_is_refused_before_the_first_byte(
 ) -> None:
     source = serve(hub)
     hub.listed["data/tales.txt"] = change
-    assert "that server holds something else" in here.refusal(source)
+    assert "that server has another file" in here.refusal(source)
     assert hub.asked == []
 
 
@@ -338,7 +338,7 @@ def test_the_hub_says_how_long_to_wait_within_bounds(
     hub.listings = [Answer(status=429, headers={"Retry-After": asked})]
     here.bring(serve(hub))
     assert waited == [seconds]
-    assert here.said == [f"{hub.address} answered HTTP 429; trying again in {seconds:.0f} s"]
+    assert here.said == [f"{hub.address} answered HTTP 429; retrying in {seconds:.0f} s"]
 
 
 def test_a_hub_that_stays_busy_is_given_up(hub: Hub, here: Here, waited: list[float]) -> None:
@@ -372,7 +372,7 @@ def test_another_revision_or_dataset_or_file_is_told_by_what_is_missing(
     assert_told_at_once(hub, here, waited, unknown, "404", f"{REPO} has no revision {'cd' * 20}", "HF_ENDPOINT")
     assert_told_at_once(hub, here, waited, replace(source, repo="some/tales"), "404", "some/tales at revision")
     hub.files["other.txt"] = hub.files.pop("data/tales.txt")
-    assert_told_at_once(hub, here, waited, source, "gives no size and SHA-256 for data/tales.txt", REPO)
+    assert_told_at_once(hub, here, waited, source, "lists no size and SHA-256 for data/tales.txt", REPO)
     by_hand = f"by hand into {here.folder} and run: python prepare_data.py --stage tiny --from {here.folder}"
     assert_told_at_once(hub, here, waited, source, by_hand)
 
@@ -384,7 +384,7 @@ def test_a_token_is_asked_for_sent_and_told_when_it_is_not_accepted(
     assert_told_at_once(hub, here, waited, source, "HTTP 401", "set HF_TOKEN to a token that may read it")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     assert_told_at_once(
-        hub, here, waited, source, "HTTP 401", "your token is not accepted", "correct or unset HF_TOKEN"
+        hub, here, waited, source, "HTTP 401", "your token gives no access", "correct or unset HF_TOKEN"
     )
     hub.gated = True
     assert_told_at_once(hub, here, waited, source, f"gated; accept its terms at {hub.address}/datasets/{REPO}")
@@ -395,7 +395,8 @@ def test_a_token_is_asked_for_sent_and_told_when_it_is_not_accepted(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("status", "words"), [(403, "HF_TOKEN"), (407, "the proxy wants a log-in"), (451, "HTTP 451"), (511, "log-in page")]
+    ("status", "words"),
+    [(403, "HF_TOKEN"), (407, "the proxy requires a log-in"), (451, "HTTP 451"), (511, "log-in page")],
 )
 def test_other_refusals_are_told_at_once(hub: Hub, here: Here, waited: list[float], status: int, words: str) -> None:
     hub.listings = [Answer(status=status)]
@@ -404,7 +405,7 @@ def test_other_refusals_are_told_at_once(hub: Hub, here: Here, waited: list[floa
 
 def test_the_log_in_page_of_a_network_is_told_as_such(hub: Hub, here: Here, waited: list[float]) -> None:
     source, hub.listings = serve(hub), [LOGIN_PAGE]
-    words = ("does not answer as a hub does", f"log-in page of your network in between? Open {hub.address}")
+    words = ("does not answer like a hub", f"log-in page, open {hub.address}")
     assert_told_at_once(hub, here, waited, source, *words)
     hub.listings = [Answer(status=302, headers={"Location": f"http://127.0.0.1:{hub.server_port}/login"}, body=b"")]
     assert "404" in here.refusal(source)  # a page that is not there is no log-in page
@@ -430,7 +431,7 @@ def test_a_log_in_page_instead_of_a_file_is_told_as_such(hub: Hub, here: Here) -
 )
 def test_a_listing_that_is_none_is_told_as_such(hub: Hub, here: Here, waited: list[float], page: bytes) -> None:
     hub.listings = [Answer(body=page)]
-    assert_told_at_once(hub, here, waited, serve(hub), "does not answer as a hub does")
+    assert_told_at_once(hub, here, waited, serve(hub), "does not answer like a hub")
 
 
 @pytest.mark.slow
@@ -438,7 +439,7 @@ def test_a_listing_that_is_none_is_told_as_such(hub: Hub, here: Here, waited: li
 def test_a_redirect_that_leads_nowhere_is_told_in_one_line(hub: Hub, here: Here, target: str) -> None:
     source = serve(hub)
     hub.listings = [Answer(status=302, headers={"Location": target}, body=b"")] * 200
-    assert "does not answer as a hub does" in here.refusal(source)
+    assert "does not answer like a hub" in here.refusal(source)
     assert here.names() == set()
 
 
@@ -479,7 +480,7 @@ def new_session() -> None:
 
 
 def test_a_name_that_nobody_knows_is_told_at_once(hub: Hub, here: Here, waited: list[float]) -> None:
-    words = ("the name in http://hub.invalid could not be looked up", "HF_ENDPOINT")
+    words = ("the host of http://hub.invalid could not be resolved", "HF_ENDPOINT")
     assert_told_at_once(hub, here, waited, serve(hub), *words, endpoint="http://hub.invalid")
 
 
@@ -493,7 +494,7 @@ def test_a_proxy_of_the_environment_is_used_and_named_when_it_fails(
     assert here.bring(source, endpoint="http://hub.invalid")[0].read_bytes() == BODY
     assert any(line.startswith("GET http://hub.invalid/datasets") for line in hub.requests)
     hub.asked.clear()
-    words = ("the proxy did not let https://hub.invalid through", "HTTPS_PROXY")
+    words = ("the proxy blocked https://hub.invalid", "HTTPS_PROXY")
     assert_told_at_once(hub, here, waited, serve(hub, "b.txt"), *words, endpoint="https://hub.invalid")
     new_session()
 
@@ -734,7 +735,7 @@ def test_a_listing_that_contradicts_the_table_is_refused(hub: Hub, here: Here) -
 def test_a_listing_without_size_or_hash_is_refused(hub: Hub, here: Here, change: dict[str, Any]) -> None:
     source = serve(hub, "a.json", bytes=None, sha256=None)
     hub.listed["a.json"] = change
-    assert "gives no size and SHA-256 for a.json" in here.refusal(source)
+    assert "lists no size and SHA-256 for a.json" in here.refusal(source)
 
 
 # The disk
@@ -771,14 +772,14 @@ def test_a_disk_that_runs_full_is_told_at_once(
     part.unlink(missing_ok=True)
     part.symlink_to("/dev/full")
     message = here.refusal(source, limit_bytes=limit_bytes)
-    assert "is full" in message and "what has come is kept" in message
+    assert "is full" in message and "the partial download is kept" in message
     assert waited == []
 
 
 def test_a_folder_that_cannot_be_made_is_told_as_such(hub: Hub, here: Here, tmp_path: Path) -> None:
     (tmp_path / "raw").write_text("a file")
     message = here.refusal(serve(hub))
-    assert "cannot keep files in" in message and "expected a folder that can be written" in message
+    assert "cannot write to" in message and "expected a writable folder" in message
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
@@ -788,7 +789,7 @@ def test_a_folder_that_is_read_only_is_told_as_such_but_its_complete_files_are_u
     here.folder.chmod(0o555)
     try:
         assert here.bring(source) == [here.folder / "tales.txt"]
-        with pytest.raises(DownloadError, match="cannot keep files in"):
+        with pytest.raises(DownloadError, match="cannot write to"):
             here.bring(serve(hub, "other.txt"))
     finally:
         here.folder.chmod(0o755)
@@ -814,7 +815,7 @@ def test_the_beginning_of_a_text_has_its_own_name_and_ends_with_a_story(hub: Hub
     assert STORIES.startswith(text) and text.endswith(b"<|endoftext|>")
     assert hub.asked == [("data/tales.txt", "bytes=0-49999")]
     assert hub.bytes_sent == 50_000
-    assert "cannot be checked by SHA-256" in here.said[0]
+    assert "cannot be verified by SHA-256" in here.said[0]
     hub.requests.clear()
     assert here.bring(source, limit_bytes=50_000) == [path]
     assert hub.requests == []
@@ -878,7 +879,7 @@ def test_a_hub_without_ranges_is_told_to_serve_whole_files_only(
 ) -> None:
     hub.script = [answer]
     message = here.refusal(serve(hub, body=STORIES), limit_bytes=50_000)
-    assert "whole files only; leave out --limit-mb" in message
+    assert "ignores range requests; leave out --limit-mb" in message
     assert waited == []
 
 

@@ -134,7 +134,7 @@ def test_a_new_bin_beside_an_old_sidecar_is_refused(path: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         write(path, IDS[::-1].copy())
     assert names(path.parent) == {"train.bin", "train.bin.json"}
-    assert "(sha256 not as in its sidecar)" in refusal(path)
+    assert "(sha256 differs from its sidecar)" in refusal(path)
 
 
 @pytest.mark.parametrize(("n_tokens", "limit"), [(100_000, 50_000), (10, 100)])
@@ -170,14 +170,13 @@ def test_what_was_written_is_read(path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_is_refused_with_the_command_that_makes_it(path: Path) -> None:
-    assert refusal(path) == f"there is no token file {path}; make it with python prepare_data.py"
+    assert refusal(path) == f"token file {path} does not exist; create it with python prepare_data.py"
 
 
 def test_a_bin_without_its_sidecar_is_refused(path: Path) -> None:
     path.write_bytes(IDS.tobytes())
     assert refusal(path) == (
-        f"{path} has no train.bin.json beside it, so nobody knows if it is whole; "
-        "rebuild it with python prepare_data.py"
+        f"{path} has no sidecar train.bin.json, so it may be incomplete; rebuild it with python prepare_data.py"
     )
 
 
@@ -186,7 +185,7 @@ def test_a_truncated_odd_or_enlarged_file_is_refused(path: Path, size: int, word
     write(path)
     path.write_bytes((path.read_bytes() + bytes(10))[:size])
     assert refusal(path) == (
-        f"{path} has {words}, but its sidecar promises 7 tokens (14 bytes): it was cut or changed; "
+        f"{path} has {words}, but its sidecar lists 7 tokens (14 bytes): it was cut or changed; "
         "rebuild it with python prepare_data.py"
     )
 
@@ -235,7 +234,7 @@ def test_a_sidecar_that_lies_about_the_largest_token_is_refused_also_after_a_ver
     write(path)
     for _ in range(2):
         change_sidecar(path, largest_id=300)
-        assert "is not what was written (largest_id not as in its sidecar)" in refusal(path, vocab_size=400)
+        assert "was changed (largest_id differs from its sidecar)" in refusal(path, vocab_size=400)
         change_sidecar(path, largest_id=EOT)
         opened(path)
 
@@ -264,13 +263,13 @@ def test_a_flipped_bit_is_refused_also_after_a_verified_opening(path: Path) -> N
     for byte in (0, 8):
         write(path)
         flip(path, byte)
-        assert "is not what was written (sha256 not as in its sidecar)" in refusal(path)
+        assert "was changed (sha256 differs from its sidecar)" in refusal(path)
         write(path)
         opened(path)
         time = path.stat().st_mtime_ns
         flip(path, byte)
         os.utime(path, ns=(time + 1_000_000, time + 1_000_000))
-        assert "(sha256 not as in its sidecar)" in refusal(path)
+        assert "(sha256 differs from its sidecar)" in refusal(path)
 
 
 def test_a_verified_file_that_was_cut_is_refused(path: Path) -> None:
@@ -288,7 +287,7 @@ def test_the_second_opening_does_not_read_the_file_again(path: Path) -> None:
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert opened(path).ids.tolist() != IDS.tolist(), "same size and time: taken without hashing"
     change_sidecar(path, sha256=hashlib.sha256(b"").hexdigest())
-    assert "(sha256 not as" in refusal(path), "another promise: hashed"
+    assert "(sha256 differs" in refusal(path), "another promise: hashed"
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[]", b"null"])

@@ -1,11 +1,11 @@
-r"""What is done to a story before it becomes tokens: repaired, filtered, lower-cased, dropped; and counts of all of it.
+r"""Cleaning of a story before it is encoded: repair, filter, lower-case or drop it; and counts of each change.
 
-A story goes in and comes out, or nothing does. Files, tokens and other stories are not known here, and "\n" is the only
-line end (the readers see to that). Every count is a number of stories, not of characters; a story that is dropped in
-the end is counted under what was done to it before, too:
+A story goes in; a story or None comes out. Knows no files, tokens or other stories. "\n" is the only line end (readers
+convert the others). Counts are numbers of stories, not of characters; a dropped story also counts under every change
+that was made before:
 
-    replaced lone surrogates       half a UTF-16 pair cannot be written as UTF-8 at all: always U+FFFD
-    repaired mojibake              UTF-8 that was once read as Windows-1252 or Latin-1; stray Windows-1252 bytes
+    replaced lone surrogates       half a UTF-16 pair, which UTF-8 cannot encode: always becomes U+FFFD
+    repaired mojibake              UTF-8 that was decoded as Windows-1252 or Latin-1; stray Windows-1252 bytes
     stripped markup                known HTML tags, comments and entities
     removed invisible characters   control characters, soft hyphens, zero-width characters, text direction marks
     replaced exotic spaces         no-break spaces become spaces, line and paragraph separators become line ends
@@ -13,7 +13,7 @@ the end is counted under what was done to it before, too:
     made punctuation ASCII, lower-cased, stripped outer white space
     dropped empty, dropped fragment, dropped too short, dropped too long
 
-A literal `<|endoftext|>` inside a story is text like any other: it is neither markup nor a separator here.
+A literal `<|endoftext|>` inside a story is ordinary text here, neither markup nor a separator.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from storyladder.settings import CleaningConfig
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
-# Where ftfy may find something: a character that begins a misread pair (of Windows-1252, Latin-1 or Mac Roman) before
-# one that may follow it, or a C1 control character. Only such words are given to it, each once: it takes 50 to 110
-# microseconds for a word, 0.3 MB/s for a whole text of mojibake and 1.3 for one that only has a letter like the a of
-# ch\u00e2teau in it, which is far from the 30 MB/s that preparation promises.
+# What ftfy may repair: a first character of a misread pair (Windows-1252, Latin-1 or Mac Roman) before a possible
+# second one, or a C1 control character. Only words that match are passed to ftfy, each once. ftfy takes 50 to 110
+# microseconds per word: 0.3 MB/s on a text full of mojibake, and 1.3 MB/s on one that merely contains a letter like the
+# a of ch\u00e2teau, far below the 30 MB/s that preparation promises.
 _SECONDS = "".join(map(chr, range(0x80, 0xC0))) + bytes(range(0x80, 0xC0)).decode("cp1252", "ignore")
 _SUSPECT = re.compile(f"[\u00c2-\u00f4][{re.escape(_SECONDS)}]|[\u0080-\u009f]|\u201a\u00c4|\u221a[^\x00-\x7f]")
 _WORD = re.compile("[^ \t\n]+")
-# What ftfy 6.3 leaves: a closing quote whose last byte, which Windows-1252 does not have, was lost; the trade mark.
+# What ftfy 6.3 misses: a closing quote that lost its last byte, which Windows-1252 lacks; the trade mark sign.
 _LEFT_BY_FTFY = (
     (re.compile("\u00e2\u20ac(?=[\x00-\x7f]|\\Z)"), "\u201d"),
     (re.compile("\u00e2\u201e\u00a2"), "\u2122"),
 )
-# A capital word with a capital of these at its end and a quote or the like after it: Portuguese A MANH\u00c3\u201d.
+# A capital that looks like mojibake, after another capital and before a quote: Portuguese A MANH\u00c3\u201d.
 _CAPITALS = re.compile("[A-Z\u00c0-\u00de][\u00c2\u00c3\u00c5]\\W")
 
-# Characters no repair looks at: printable ASCII; the usual punctuation, and letters that do not begin mojibake.
+# Characters that need no repair: printable ASCII; common punctuation, and letters that do not begin mojibake.
 _PLAIN_BYTES = bytes(range(0x20, 0x7F)) + b"\n\t"
 _HARMLESS = frozenset(map(chr, (*range(0xA1, 0xAD), *range(0xAE, 0x180), *range(0x2010, 0x2027), 0x20AC, 0x2122)))
 _HARMLESS -= frozenset("\u00c2\u00c3\u00c5\u00e2\u00ef\u00f0\u201a")  # these begin mojibake
@@ -55,13 +55,13 @@ _ASCII_OF = (
     dict.fromkeys("\u00b4\u2018\u2019\u201a\u201b\u2032\u2039\u203a", "'")
     | dict.fromkeys("\u00ab\u00bb\u201c\u201d\u201e\u201f\u2033", '"')
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2212", "-")
-    | dict.fromkeys("\u2014\u2015", "--")  # as typewriters do; a single hyphen would join two words
+    | dict.fromkeys("\u2014\u2015", "--")  # as on typewriters; one hyphen would join the neighbors
     | dict.fromkeys(map(chr, range(0x2000, 0x200B)), " ")
     | {"\u2026": "..."}
 )
 _TYPOGRAPHIC = re.compile("[" + "".join(_ASCII_OF) + "]")
 
-# Names, not whatever stands in angle brackets: <3, <Tom> and <|endoftext|> are text.
+# Only these are tags: <3, <Tom> and <|endoftext|> are text.
 _LINE_TAGS = frozenset(
     ("p", "br", "div", "hr", "li", "ul", "ol", "tr", "table", "blockquote", "pre", "title", "head", "body", "html")
 ).union(("section", "article", "header", "footer", "h1", "h2", "h3", "h4", "h5", "h6"))
@@ -72,21 +72,21 @@ _UNSEEN = ("script", "style")
 
 _FIRST_OF_A_WORD = re.compile(r"[^\W_]")  # a story may begin with a number
 _SENTENCE_ENDS = ".!?\u2026"
-_AFTER_THE_END = " \t\n\"')]}*_\u2019\u201d\u00bb\u203a"  # what may stand behind the last full stop
+_AFTER_THE_END = " \t\n\"')]}*_\u2019\u201d\u00bb\u203a"  # may follow the last period
 
 
 def clean_story(text: str, settings: CleaningConfig, counts: Counter[str]) -> str | None:
-    """The story as it is to be learnt, or None when it is dropped. Whatever was done is added to `counts`."""
+    """The cleaned story, or None if it is dropped. Every change is added to `counts`."""
     done: set[str] = set()
     text = _repaired(text, settings, done)
     if settings.strip_markup and ("<" in text or "&" in text):
         bare = _noted("stripped markup", text, _without_markup(text), done)
-        text = text if bare == text else _repaired(bare, settings, done)  # entities stand for no-break spaces and more
+        text = text if bare == text else _repaired(bare, settings, done)  # entities may decode to no-break spaces
     if settings.ascii_punctuation and not text.isascii():
         plain = _TYPOGRAPHIC.sub(lambda match: _ASCII_OF[match[0]], text)
         text = _noted("made punctuation ASCII", text, plain, done)
     text = _noted("stripped outer white space", text, text.strip(), done)
-    reason = _reason_to_drop(text, settings)  # asked while capitals are still there
+    reason = _reason_to_drop(text, settings)  # before lower-casing, because fragments are found by capitals
     if reason:
         done.add(f"dropped {reason}")
     elif settings.lowercase:
@@ -116,7 +116,7 @@ def _reason_to_drop(text: str, settings: CleaningConfig) -> str | None:
 
 
 def _repaired(text: str, settings: CleaningConfig, done: set[str]) -> str:
-    """Mojibake goes first, while soft hyphens and no-break spaces are still part of it."""
+    """Mojibake first, while soft hyphens and no-break spaces are still part of it."""
     if _is_harmless(text):
         return text
     text = _noted("replaced lone surrogates", text, _LONE_SURROGATE.sub("\ufffd", text), done)
@@ -129,7 +129,7 @@ def _repaired(text: str, settings: CleaningConfig, done: set[str]) -> str:
 
 
 def _is_harmless(text: str) -> bool:
-    """Whether a repair has nothing to do here. Ten times as fast as looking for everything that it might do."""
+    """Whether a text needs no repair. Ten times as fast as trying every repair."""
     unusual = text.encode("utf-8", "surrogatepass").translate(None, _PLAIN_BYTES)
     return not unusual or _HARMLESS.issuperset(unusual.decode("utf-8", "surrogatepass"))
 
@@ -165,15 +165,15 @@ def _repaired_word(word: str) -> str:
 
 
 def _without_markup(text: str) -> str:
-    """By Python's own parser: those of lexbor and lxml, 2.2 and 1.1 times as fast, take <Tom> for a tag and drop it."""
+    """Uses Python's own parser: lexbor and lxml, 2.2 and 1.1 times as fast, treat <Tom> as a tag and drop it."""
     bare = _Bare()
     bare.feed(text)
-    bare.handle_data(html.unescape(bare.rawdata))  # what is no whole tag at the end stays
+    bare.handle_data(html.unescape(bare.rawdata))  # keep an incomplete tag at the end as text
     return "".join(bare.parts)
 
 
 class _Bare(html.parser.HTMLParser):
-    """Collects the text of HTML, a line end for a tag that begins a line; tags that HTML does not have are text."""
+    """Collects the text of HTML. Block tags become a line end, unknown tags stay as text."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -200,7 +200,7 @@ class _Bare(html.parser.HTMLParser):
 
 
 def _is_fragment(text: str) -> bool:
-    """Whether a story begins with a small letter or does not end with a sentence."""
+    """Whether a story begins with a lower-case letter or ends in the middle of a sentence."""
     first = _FIRST_OF_A_WORD.search(text)
     last = text.rstrip(_AFTER_THE_END)[-1:]
     return (first is not None and first[0].islower()) or not last or last not in _SENTENCE_ENDS

@@ -1,8 +1,8 @@
-"""The corpora: where the text of each comes from and what its files are called, one row each.
+"""The corpora: where the text of each comes from and what its files are called, one row per corpus.
 
-A stage of config.py names its corpus. A name that has no row here is a corpus of the user's own: its text lies in a
-folder of its name, and there is nothing to download and no sample of it. Knows repositories, pinned revisions, sizes
-and hashes; neither the network (download.py) nor how a file is read (readers.py).
+A stage of config.py names its corpus. A name without a row here is the user's own corpus: its text is in a folder of
+that name, and it has no download and no samples. Knows repositories, pinned revisions, sizes and hashes; neither the
+network (download.py) nor how a file is read (readers.py).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from storyladder.settings import Ladder, StageConfig
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a dataset repository; a size or SHA-256 of None is asked from the hub's listing of the revision."""
+    """A file of a dataset repository; a size or SHA-256 of None is looked up in the hub's listing of the revision."""
 
     path: str
     bytes: int | None
     sha256: str | None = None
-    also_named: tuple[str, ...] = ()  # local names under which the same file is accepted
+    also_named: tuple[str, ...] = ()  # other local names that are accepted for it
 
     @property
     def name(self) -> str:
@@ -35,24 +35,24 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A pinned revision of a dataset on the hub. Names tell which files are for validation: folders.split_by_name."""
+    """A pinned revision of a dataset on the hub. folders.split_by_name finds validation files by name."""
 
     repo: str
     revision: str
     files: tuple[RemoteFile, ...]
-    val_files: tuple[RemoteFile, ...] = ()  # which --limit-mb does not leave out
+    val_files: tuple[RemoteFile, ...] = ()  # always downloaded whole, also with --limit-mb
 
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """A kind of text."""
+    """A body of text and how to find its files."""
 
     name: str
     suffix: str  # of its token files: train{suffix}.bin, val{suffix}.bin
-    folders: tuple[str, ...]  # that hold it, where preparation looks; lower case, with _ for -
-    files: re.Pattern[str]  # what its files are called outside of such a folder
-    source: Source | None = None  # None: nothing to download
-    register: Register | None = None  # of the bundled sample stories; None: there are none
+    folders: tuple[str, ...]  # subfolder names that belong to it; lower case, with _ for -
+    files: re.Pattern[str]  # names of its files outside of such a folder
+    source: Source | None = None  # None: no download
+    register: Register | None = None  # grammar of the bundled sample stories; None: no samples
 
 
 _SIMPLE_TRAIN_BYTES = (238_015_938, 238_000_197, 237_741_821, 237_658_974, 238_085_905, 237_848_790, 237_678_067)
@@ -90,7 +90,7 @@ CORPORA = (
         folders=("children", "children_stories"),
         files=re.compile(r"Children-?Stories.*", re.IGNORECASE),
         register=CHILDREN,
-        source=Source(  # Apache-2.0; without validation files: some of the stories are held back
+        source=Source(  # Apache-2.0; no validation files, so some stories are held back
             repo="ajibawa-2023/Children-Stories-Collection",
             revision="50682ae3fe62733f929fe091691fe639855ffecf",
             files=tuple(RemoteFile(f"Children-Stories-{i}-Final.json", None) for i in range(10)),  # 343 to 346 MB each
@@ -115,9 +115,9 @@ CORPORA = (
 
 
 def corpus_named(name: str) -> Corpus:
-    """The corpus of that name: a row of the table, or one of the user's own.
+    """The corpus of that name: a row of the table, or the user's own.
 
-    SettingsError for a name whose token files would be those of a row.
+    SettingsError for a name whose token files would overwrite those of a row.
     """
     own = Corpus(
         name=name,
@@ -130,8 +130,8 @@ def corpus_named(name: str) -> Corpus:
             return corpus
         if corpus.suffix == own.suffix.lower():
             raise SettingsError(
-                f"corpus {name!r} would have the token file train{own.suffix}.bin, which is that of {corpus.name!r}; "
-                "give it another name in config.py"
+                f"corpus {name!r} would use train{own.suffix}.bin, the token file of corpus {corpus.name!r}; "
+                "choose another name in config.py"
             )
     return own
 

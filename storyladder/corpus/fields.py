@@ -1,7 +1,7 @@
 """Which field or column of a record holds its story: one rule for JSON, parquet, Arrow and CSV.
 
-A record is a dict of plain Python values, as JSON has them, or a story itself. The rule looks at the values of the
-first records and not only at names, and says what it took and why, so that nobody trains on the prompts by mistake.
+A record is a dict of plain Python values, as in JSON, or a story itself. The rule looks at the values of the first
+records, not only at names, and reports its choice and why, so that nobody trains on the prompts by mistake.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 from storyladder.corpus import text_bytes
 from storyladder.runtime.errors import DataError
 
-# By name, the first that holds text. What names nothing but stories comes before what names any text.
+# Names of story fields, best first: names for stories before names for any text.
 STORY_FIELDS = (
     *("story", "text", "content", "body", "completion", "output", "response", "answer", "generated_text", "generation"),
     *("article", "document", "passage", "tale", "prose", "full_text", "raw_content", "story_text", "stories", "texts"),
 )
 CHATS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
-# Text that is about a story; never taken unless it was asked for by name.
+# Text about a story; used only if the user names the field.
 _NO_STORIES = (
     *(
         "title",
@@ -55,37 +55,37 @@ _NO_STORIES = (
     ),
     *("license", "model", "summary", "hash", "split", "__index_level_0__"),
 )
-_TELLERS = ("assistant", "gpt", "model", "bot", "ai")
-_BY_FAR = 0.75  # of all characters of the first records: the longest text of those without a known name
-_SAMPLE, _DEEPEST = 20, 4  # records that are looked at first; levels of objects in objects
+_ASSISTANTS = ("assistant", "gpt", "model", "bot", "ai")
+_BY_FAR = 0.75  # a field without a known name is the story if it has this share of all characters in the first records
+_SAMPLE, _DEEPEST = 20, 4  # first records to examine; levels of nested objects
 
 Path = tuple[str, ...]
 
 
 @dataclasses.dataclass
 class Reading:
-    """How text is to be read, and, in `found`, what was found out on the way and in how many files."""
+    """How to read text, and, in `found`, what was detected in how many files."""
 
     separator: str = "auto"  # of .txt, one of settings.STORY_SEPARATORS
     field: str | None = None  # None: by the rule above
-    unmarked: str | None = None  # the separator of a .txt without markers, where a whole folder decided it
-    path: Path = ()  # the way to the story in the records of the file that is being read; (): not known yet
+    unmarked: str | None = None  # the separator of .txt files without markers, if a whole folder decided it
+    path: Path = ()  # where the story is in the records of the current file; (): not known yet
     found: Counter[str] = dataclasses.field(default_factory=Counter)
     files: int = 0
     stories: int = 0
 
     def restart(self) -> None:
-        """Forget what was found out; all is read once more."""
+        """Forget what was detected, before reading everything again."""
         self.files = self.stories = 0
         self.found.clear()
 
 
 class NoStory(ValueError):
-    """Why a record holds no story. The caller adds where it stands."""
+    """Why a record holds no story. The caller adds the position of the record."""
 
 
 def stories_of(records: Iterable[tuple[str, Any]], shown: str, reading: Reading) -> Iterator[str]:
-    """The stories of records, each of which comes with its place, for example "line 3, at byte 80,"."""
+    """The stories of records; each record comes with its position, such as "line 3, at byte 80,"."""
     reading.path = ()
     records = iter(records)
     first = list(itertools.islice(records, _SAMPLE))
@@ -104,7 +104,7 @@ def stories_of(records: Iterable[tuple[str, Any]], shown: str, reading: Reading)
 
 
 def _found_story(record: Any, first: list[Any], reading: Reading) -> str:
-    """The story of a record while the way to it is not known, or where it is not that of the others."""
+    """The story of a record if its path is not known yet, or differs from that of the other records."""
     fields = _as_fields(record)
     if isinstance(fields, str):
         return fields
@@ -119,7 +119,7 @@ def _found_story(record: Any, first: list[Any], reading: Reading) -> str:
 
 
 def _as_fields(record: Any) -> Any:
-    """A row without names gets numbers for names; a story, or a chat without a frame, is a story."""
+    """A row without names gets numbers as names; a string or a bare chat is a story itself."""
     if isinstance(record, dict):
         return record
     if isinstance(record, list) and record:
@@ -130,7 +130,7 @@ def _as_fields(record: Any) -> Any:
 
 
 def choose(sample: Sequence[dict[str, Any]], wanted: str | None) -> tuple[Path, str]:
-    """The way to the story in records like these, and why it is that one; raises NoStory."""
+    """The path of the story in records like these, and the reason for it; raises NoStory."""
     values: dict[Path, list[Any]] = {}
     for record in sample:
         for path, value in _flat(record):
@@ -144,7 +144,7 @@ def choose(sample: Sequence[dict[str, Any]], wanted: str | None) -> tuple[Path, 
         path = min(named)[-1]
         if path[-1].lower() in CHATS:
             return path, "a chat, of which the assistant's part is the story"
-        return path, f"the first that is there of {', '.join(STORY_FIELDS[:4])} and so on"
+        return path, f"the first found of {', '.join(STORY_FIELDS[:4])} and so on"
     unnamed = {path: size for path, size in sizes.items() if isinstance(values[path][0], str)}
     unnamed = {path: size for path, size in unnamed.items() if path[-1].lower() not in _NO_STORIES}
     longest = max(unnamed, key=lambda path: unnamed[path], default=())
@@ -154,7 +154,7 @@ def choose(sample: Sequence[dict[str, Any]], wanted: str | None) -> tuple[Path, 
         return min(named)[-1], "empty in the first records"
     raise NoStory(
         f"has no field {one_of(STORY_FIELDS[:3])} with a text in it; its fields are {_shown(values)}. "
-        "Say which one holds the story: --story-field NAME"
+        "Name the one that holds the story: --story-field NAME"
     )
 
 
@@ -164,7 +164,7 @@ def _asked_for(wanted: str, values: dict[Path, list[Any]], sizes: dict[Path, int
             if path in sizes:
                 return path
             raise NoStory(f"has {kind_of(held[0])} in its field {wanted!r}. Expected a text.")
-    raise NoStory(f"has no field {wanted!r}; its fields are {_shown(values)}. Mend story_field or --story-field.")
+    raise NoStory(f"has no field {wanted!r}; its fields are {_shown(values)}. Correct story_field or --story-field.")
 
 
 def _rank(path: Path) -> int | None:
@@ -173,7 +173,7 @@ def _rank(path: Path) -> int | None:
 
 
 def names_story(record: Any, wanted: str | None = None) -> bool:
-    """Whether a field of a record has a name that stories have, and holds a text."""
+    """Whether a field of a record has a name known for stories, and holds a text."""
     try:
         path, _ = choose([record], wanted)
     except NoStory:
@@ -190,7 +190,7 @@ def _flat(record: dict[str, Any], above: Path = ()) -> Iterator[tuple[Path, Any]
 
 
 def _inner(record: Any, path: Path) -> Any:
-    """What stands at the end of the way, which is no story where the way ends before."""
+    """The value at the end of a path; `...`, which is never a story, if the record does not have that path."""
     for name in path:
         if isinstance(record, list) and name.isdigit() and int(name) < len(record):
             record = record[int(name)]
@@ -202,10 +202,10 @@ def _inner(record: Any, path: Path) -> Any:
 
 
 def _text(value: Any) -> str | None:
-    """The story that a value is: a text, lines in a list, the assistant's part of a chat. None: it is no story."""
+    """The story that a value is: a text, lines in a list, the assistant's part of a chat. None: not a story."""
     if isinstance(value, str):
         return value
-    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas writes so what is missing
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # pandas's missing value
         return ""
     if isinstance(value, bytes):
         with contextlib.suppress(UnicodeDecodeError):
@@ -215,8 +215,8 @@ def _text(value: Any) -> str | None:
 
 def _joined(value: list[Any]) -> str | None:
     if is_chat(value):
-        told = [turn for turn in value if str(turn.get("role", turn.get("from"))).lower() in _TELLERS] or value
-        return "\n\n".join(_text(turn.get("content", turn.get("value"))) or "" for turn in told)
+        turns = [turn for turn in value if str(turn.get("role", turn.get("from"))).lower() in _ASSISTANTS] or value
+        return "\n\n".join(_text(turn.get("content", turn.get("value"))) or "" for turn in turns)
     lines = [line.get("text") if isinstance(line, dict) else line for line in value]
     texts = [line for line in lines if isinstance(line, str)]
     return "\n".join(texts) if len(texts) == len(lines) else None
@@ -228,10 +228,10 @@ def is_chat(value: list[Any]) -> bool:
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, in the words of JSON."""
+    """The type of a value, as JSON calls it."""
     kinds = {
         bool: "true or false",
-        bytes: "bytes that are no UTF-8",
+        bytes: "bytes that are not UTF-8",
         str: "a text",
         list: "an array",
         dict: "an object",
@@ -242,9 +242,9 @@ def kind_of(value: Any) -> str:
 
 def _shown(values: dict[Path, list[Any]]) -> str:
     named = [f"{'.'.join(path)[:40]!r} ({kind_of(held[0])})" for path, held in list(values.items())[:10]]
-    return ", ".join(named) or "none at all"
+    return ", ".join(named) or "none"
 
 
 def one_of(names: Sequence[str]) -> str:
-    """Names as a sentence has them: a, b or c."""
+    """Names as in a sentence: a, b or c."""
     return ", ".join(names[:-1]) + " or " + names[-1]

@@ -1,6 +1,6 @@
-"""Files as streams of bytes, unpacked on the way: .gz, .bz2, .xz, .zst and the members of a .zip, at constant memory.
+"""Files as streams of bytes, decompressed: .gz, .bz2, .xz, .zst and the members of a .zip, at constant memory.
 
-What a file is packed with is told by its first bytes, not by its name. What stands in it is not known here.
+The first bytes of a file decide how it is compressed, not its name. Knows nothing about the content.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FETCH_AGAIN = "Delete it and fetch it again: python prepare_data.py"
 
 
 def _unzstd(file: BinaryIO) -> BinaryIO:
-    """Python's own module for zstd comes with 3.14; pyarrow, which is here already, has one."""
+    """Python has a zstd module only since 3.14; pyarrow, which we need anyway, has one."""
     import pyarrow as pa
 
     return io.BufferedReader(pa.CompressedInputStream(file, "zstd"), 1 << 20)
@@ -47,7 +47,7 @@ def peek(file: BinaryIO) -> bytes:
 
 
 def kind_of_file(name: str) -> str:
-    """The suffix that tells what stands in a file, in small letters and without that of its packing."""
+    """The suffix that names the format of a file, in lower case and without the suffix of its compression."""
     stem, suffix = os.path.splitext(name.lower())
     return os.path.splitext(stem)[1] if suffix in _UNPACK else suffix
 
@@ -64,7 +64,7 @@ class Source:
 
     @property
     def quoted(self) -> str:
-        """The name as a shell takes it; of the unpacked file where it is packed."""
+        """The file name, quoted for the shell; that of the unpacked file if it is packed."""
         path = self.path.with_suffix("") if self.path.suffix.lower() in _UNPACK else self.path
         return shlex.quote(self.member or str(path))
 
@@ -75,7 +75,7 @@ class Source:
 
     @contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The bytes, unpacked, from the first one on. DataError where a packed file is damaged or cut short."""
+        """The unpacked bytes from the start. DataError if a packed file is damaged or cut short."""
         file: BinaryIO
         with self.path.open("rb") as raw:
             packing = "zip" if self.member else ""
@@ -95,10 +95,10 @@ class Source:
 
 
 def members(path: Path) -> list[Source]:
-    """The files in a .zip, sorted; of macOS's additions and hidden files none."""
+    """The files in a .zip, sorted, without hidden files and those that macOS adds."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
     except zipfile.BadZipFile as error:
-        raise DataError(f"{path} is damaged or no zip archive ({error}). {FETCH_AGAIN}") from None
+        raise DataError(f"{path} is damaged or not a zip archive ({error}). {FETCH_AGAIN}") from None
     return [Source(path, name) for name in names if not name.startswith("__MACOSX") and "/." not in f"/{name}"]

@@ -1,8 +1,8 @@
 """Stories cut into pieces that GPT-2's pattern never joins, so that equal pieces are encoded once only.
 
 Stories repeat themselves: a megabyte of them is about 230,000 pieces, of which some 5,000 to 12,000 differ and 600 to
-1,800 were not met before. The cuts are made only where the pattern splits whatever else stands around, which two
-neighbouring bytes of UTF-8 tell; where they do not tell, a piece stays long. How a piece is encoded is not known here.
+1,800 are new. A cut is made only where two neighboring bytes of UTF-8 show that the pattern always splits; where they
+do not, the piece stays long. Knows nothing about how a piece is encoded.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class PieceIds:
     """The ids of pieces, remembered: looked up where a piece was met before, else encoded. Serves several threads."""
 
     def __init__(self, encode: Callable[[Sequence[str]], Ids], end_id: int) -> None:
-        """`encode` gives the ids of some texts, in GPT-2's words, with `end_id` after each text."""
+        """`encode` returns the GPT-2 ids of some texts, with `end_id` after each text."""
         self._encode = encode
         self._end_id = end_id
         end = np.array([end_id], dtype="<u2")
@@ -104,13 +104,13 @@ class PieceIds:
         """Ids of the stories, each followed by `end_id`."""
         if not stories:
             return np.zeros(0, dtype="<u2")
-        # Only what is new passes through Python's hands: the steps over all pieces leave the interpreter to others.
+        # Only new pieces become Python objects; the steps over all pieces release the GIL.
         pieces = cut(stories).dictionary_encode()
         places, ids = self._look_up(pieces.dictionary)
         return _content(ids.take(places.take(pieces.indices)))
 
     def _look_up(self, pieces: pa.BinaryArray) -> tuple[pa.Array, pa.BinaryArray]:
-        """For different pieces: the place of each one's ids, and the ids that stand at these places."""
+        """For distinct pieces: the index of each piece's ids, and the ids at these indices."""
         known, ids = self._remembered
         places = pc.index_in(pieces, value_set=known)
         is_new = places.is_null()
@@ -131,7 +131,7 @@ class PieceIds:
         return _binary(bounds * ids.itemsize, ids[ids != self._end_id])
 
     def _remember(self, pieces: pa.BinaryArray, ids: pa.BinaryArray) -> None:
-        """Keep the short ones. When they become too many, start anew: those that matter come again soon."""
+        """Keep the short ones. If there are too many, start over: the frequent ones soon come back."""
         is_short = pc.less_equal(pc.binary_length(pieces), _LONGEST_REMEMBERED)
         with self._lock:
             known, known_ids = self._remembered

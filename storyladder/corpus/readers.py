@@ -1,8 +1,8 @@
-r"""Files in, stories out, one at a time, at constant memory: plain text, JSON, tables; packed or not.
+r"""Files in, stories out, one at a time, at constant memory: plain text, JSON, tables; compressed or not.
 
-A story leaves here as it stands in its file, with "\n" as the only line end. What is wrong with a story, how it becomes
-tokens and where the files came from is not known here. What can be read is read, whatever it is called; a file that is
-not what its name says is refused with the byte where it goes wrong and the command that mends it.
+A story is returned as it is in its file, with "\n" as the only line end. Knows nothing of cleaning, tokens or
+downloads. A file whose content does not match its name is refused; the message has the offset of the first wrong byte
+and a command to fix it.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from storyladder.corpus.text_bytes import check_no_nul, decoded, text_file, too_
 from storyladder.runtime.errors import DataError
 
 MARKER = "<|endoftext|>"
-BLOCK_BYTES = 1 << 20  # read at once; a story that is cut by the end of a block is completed by the next one
+BLOCK_BYTES = 1 << 20  # read at a time; a story that continues after a block is completed from the next one
 
 _MARKER = re.compile(re.escape(MARKER.encode()))
-# A line end, then a line of blanks. The second form, eight times as slow, knows the lone \r of old Macs too; \r(?!\n):
-# the halves of a \r\n are not two line ends.
+# A line end, then a blank line. The second form, eight times as slow, also accepts the lone \r of old Macs; \r(?!\n)
+# keeps a \r\n from counting as two line ends.
 _BLANK_LINES = re.compile(rb"\n[ \t]*[\r\n]\s*")
 _BLANK_LINES_MAC = re.compile(rb"(?:\n|\r(?!\n))[ \t]*[\r\n]\s*")
 _LINE_END = re.compile(rb"\s*[\r\n]\s*")
 _NO_END = re.compile(rb"(?!)")
 
-# How a folder of .txt without markers is judged, by its sizes and by the first bytes of some of its files.
+# How the separator of .txt files without markers is detected, from file sizes and the first bytes of some files.
 _SAMPLED_FILES, _SAMPLED_BYTES = 200, 1 << 16
-_FEWEST_FILES, _LARGEST_STORY_FILE = 10, 64_000  # bytes: so many small files hold a story each
+_FEWEST_FILES, _LARGEST_STORY_FILE = 10, 64_000  # at least so many files below so many bytes: one story per file
 _FEWEST_LINES, _LINES_TO_A_BLANK = 10, 20  # lines that end like sentences, with hardly a blank line, are stories
 _SENTENCE_END = re.compile(r"[.!?\u2026][\"'\u2019\u201d\u00bb)\]*_]*$")
 _ENDING_LINES = 0.9
 
-_SAID = {
-    "endoftext": f"between {MARKER} markers",
-    "blank-line": f"between blank lines (no {MARKER} there; otherwise: --story-separator line or file)",
-    "line": "one story per line (hardly a blank line, and lines end like sentences; otherwise: --story-separator file)",
-    "file": "one story per file (otherwise: --story-separator blank-line or line)",
+_DESCRIPTIONS = {
+    "endoftext": f"separated by {MARKER}",
+    "blank-line": f"separated by blank lines (no {MARKER} found; to change: --story-separator line or file)",
+    "line": "one story per line (few blank lines, and lines end like sentences; to change: --story-separator file)",
+    "file": "one story per file (to change: --story-separator blank-line or line)",
 }
 
 
 def read_stories(path: Path, reading: Reading | None = None, *, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
-    """The stories of a file, in order; its suffix, without that of its packing, tells the format.
+    """The stories of a file, in order; its suffix, without that of its compression, decides the format.
 
-    .txt: separated by `<|endoftext|>`; where there is no such marker, by what `separator_of` finds.
-    .json .jsonl .ndjson, .csv .tsv, .parquet, .arrow .feather: a record each; fields.py tells which field is the story.
-    `reading` says what is decided and takes what was found out. Raises DataError, here for a file that is not there,
-    while iterating for one that goes wrong on the way.
+    .txt: separated by `<|endoftext|>`, or without such a marker by what `separator_of` returns.
+    .json .jsonl .ndjson, .csv .tsv, .parquet, .arrow .feather: one per record; fields.py finds the field.
+    `reading` has the settings and collects what is detected. Raises DataError: at the call if the file is missing,
+    during iteration if its content is wrong.
     """
     reading = reading or Reading()
     _check_is_file(path)
@@ -66,7 +66,7 @@ def read_stories(path: Path, reading: Reading | None = None, *, block_bytes: int
 
 
 def is_readable(name: str) -> bool:
-    """Whether a name ends as those of the files do that can be read."""
+    """Whether the suffix of a file name is one that can be read."""
     return name.lower().endswith(".zip") or kind_of_file(name) in _READERS
 
 
@@ -104,7 +104,7 @@ def _unreadable(path: Path, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path} does not exist. Expected a file of stories; to fetch them: python prepare_data.py")
     if isinstance(error, PermissionError):
-        return DataError(f"{path} may not be read ({error.strerror}). Type: chmod u+r {shlex.quote(str(path))}")
+        return DataError(f"{path} cannot be read ({error.strerror}). Type: chmod u+r {shlex.quote(str(path))}")
     return DataError(f"{path} cannot be read: {error.strerror or error}. Check the path and the disk.")
 
 
@@ -122,8 +122,8 @@ def _read_txt(source: Source, reading: Reading, block_bytes: int) -> Iterator[st
         if separator == "auto":
             marked = _has_marker(file, head, block_bytes)
             separator = "endoftext" if marked else reading.unmarked or separator_of([source])
-    said = _SAID[separator]
-    reading.found[said if reading.separator == "auto" else said.partition(" (")[0] + " (as you asked)"] += 1
+    how = _DESCRIPTIONS[separator]
+    reading.found[how if reading.separator == "auto" else how.partition(" (")[0] + " (as you asked)"] += 1
     if len(head) < block_bytes:  # the whole file
         yield from _txt_stories(source, io.BytesIO(head), start, separator, block_bytes)
     else:
@@ -134,13 +134,13 @@ def _read_txt(source: Source, reading: Reading, block_bytes: int) -> Iterator[st
 def _txt_stories(source: Source, file: BinaryIO, start: int, separator: str, block_bytes: int) -> Iterator[str]:
     for offset, raw in _pieces(source, file, start, separator, block_bytes):
         story = decoded(source, raw, offset).strip()
-        # Two markers in a row are an empty story, which cleaning counts. Before the first one there is nothing yet.
+        # Two markers in a row are an empty story, which cleaning counts. Nothing before the first marker is no story.
         if story or (separator == "endoftext" and offset > start):
             yield story
 
 
 def _has_marker(file: BinaryIO, head: bytes, block_bytes: int) -> bool:
-    """Whether a marker stands anywhere: the whole file decides, and the search is as fast as the disk."""
+    """Whether the file contains a marker anywhere; the search is as fast as the disk."""
     window = head
     while MARKER.encode() not in window:
         block = file.read(block_bytes)
@@ -153,8 +153,8 @@ def _has_marker(file: BinaryIO, head: bytes, block_bytes: int) -> bool:
 def separator_of(sources: Iterable[Source]) -> str:
     """What separates the stories of .txt files without markers: file, line or blank-line.
 
-    Many small files hold a story each, as fairy tales are kept. Where there are many lines, hardly a blank line, and
-    nearly all lines end like sentences, each line is a story; the lines of a wrapped text end anywhere.
+    Many small files hold one story each, as fairy tales often do. If there are many lines, hardly a blank line, and
+    nearly all lines end like sentences, each line is a story; lines of wrapped text end anywhere.
     """
     unmarked = [source for source in sources if source.kind == ".txt"]
     seen: Counter[str] = Counter()
@@ -165,7 +165,7 @@ def separator_of(sources: Iterable[Source]) -> str:
         if MARKER.encode() in head:
             continue
         sizes.append(len(head))
-        # A cut last line says nothing.
+        # Skip the last line if it may be cut.
         lines = head.decode("utf-8", "replace").splitlines()[: -1 if len(head) == _SAMPLED_BYTES else None]
         seen["files"] += 1
         seen["lines"] += sum(map(bool, map(str.strip, lines)))
@@ -181,7 +181,7 @@ def separator_of(sources: Iterable[Source]) -> str:
 def _pieces(
     source: Source, file: BinaryIO, start: int, separator: str, block_bytes: int
 ) -> Iterator[tuple[int, bytes]]:
-    """The stretches between separators, each with the byte at which it begins. UTF-8 may be split as bytes."""
+    """The bytes between separators, each piece with its offset. Splitting UTF-8 as bytes is safe."""
     pending, offset = b"", start
     # Reading as much as is pending keeps the search linear in a story that is longer than a block.
     while block := file.read(max(block_bytes, len(pending))):

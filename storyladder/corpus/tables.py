@@ -1,6 +1,6 @@
 """The records of tables: .parquet, .arrow and .feather through pyarrow, .csv and .tsv through Python's own reader.
 
-pyarrow.csv is not used: it holds a story that is longer than its block for a fault, and its faults name no line.
+pyarrow.csv is not used: it rejects stories longer than its block, and its errors have no line number.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from storyladder.runtime.errors import DataError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BATCH_BYTES, _MOST_BATCH_ROWS = 4 << 20, 256  # unpacked at once
-_FIRST_ROWS = 20  # read with all their columns; of the others only the column that was found to hold the story
+_BATCH_BYTES, _MOST_BATCH_ROWS = 4 << 20, 256  # converted at a time
+_FIRST_ROWS = 20  # read with all columns; then only the column of the story is read
 _LONGEST_NAME = 60  # characters; a first row with more in a cell is no header
 
 Records = Iterator[tuple[str, Any]]
 
 
 def parquet_records(source: Source, block_bytes: int, reading: Reading) -> Records:
-    """A record a row, of the column `reading.path` only as soon as it is known."""
+    """One record per row; only the column `reading.path` once it is known."""
     with _arrow_errors(source):
         import pyarrow.parquet as pq
 
@@ -50,7 +50,7 @@ def parquet_records(source: Source, block_bytes: int, reading: Reading) -> Recor
 
 
 def arrow_records(source: Source, _: int, reading: Reading) -> Records:
-    """A record a row, of a stream, as datasets.save_to_disk writes it, or of a file, as Feather has it."""
+    """One record per row, from a stream (as datasets.save_to_disk writes it) or a file (as Feather is)."""
     with _arrow_errors(source):
         import pyarrow as pa
 
@@ -71,7 +71,7 @@ def arrow_records(source: Source, _: int, reading: Reading) -> Records:
 def _rows(
     source: Source, batches: Iterable[pa.RecordBatch], rows: int, *, skip: int = 0, reading: Reading | None = None
 ) -> Records:
-    """The rows of batches from row `skip` on as dicts, unpacked a few at a time."""
+    """The rows of batches as dicts, from row `skip`, converted a few at a time."""
     row = 0
     for batch in batches:
         for begin in range(0, batch.num_rows, rows):
@@ -94,11 +94,11 @@ def _rows(
 
 @contextlib.contextmanager
 def _seekable(source: Source) -> Iterator[Any]:
-    """What pyarrow takes: the path, or the open member of a .zip. In other packings one cannot jump to the end."""
+    """What pyarrow reads: the path, or the open member of a .zip. Other compressed files cannot seek to their end."""
     with source.open() as file:
         if source.member is None and not hasattr(file, "raw"):
             raise DataError(
-                f"{source} is packed, and its end is read first. Unpack it: gunzip, bunzip2, unxz or unzstd"
+                f"{source} is compressed, but must be read from its end. Decompress it: gunzip, bunzip2, unxz or unzstd"
             )
         yield file if source.member else str(source.path)
 
@@ -108,9 +108,7 @@ def _arrow_errors(source: Source) -> Iterator[None]:
     try:
         import pyarrow as pa
     except ImportError:
-        raise DataError(
-            f"{source} needs pyarrow to be read, which is not installed. Type: pip install pyarrow"
-        ) from None
+        raise DataError(f"reading {source} needs pyarrow, which is not installed. Type: pip install pyarrow") from None
     try:
         yield
     except (pa.ArrowException, OSError) as error:
@@ -118,14 +116,14 @@ def _arrow_errors(source: Source) -> Iterator[None]:
             raise  # the disk's fault, not the file's
         reason = " ".join(str(error).split())[:200]
         kind = source.kind.removeprefix(".")
-        raise DataError(f"{source} is damaged or no {kind} file ({reason}). {FETCH_AGAIN}") from None
+        raise DataError(f"{source} is damaged or not a {kind} file ({reason}). {FETCH_AGAIN}") from None
 
 
 # ---- .csv and .tsv
 
 
 def csv_records(source: Source, _: int, reading: Reading) -> Records:
-    """A record a row, named by the header; a first row that reads like a story is no header."""
+    """One record per row, named by the header; a first row that looks like a story is not a header."""
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # of a C long; the length of a story is checked here
     with text_file(source) as (file, _):
         separator = (
@@ -144,7 +142,7 @@ def csv_records(source: Source, _: int, reading: Reading) -> Records:
             names = names or []
     except csv.Error as error:
         raise DataError(
-            f"{source}: the row that ends in line {rows.line_num} is not valid CSV: {error}. To look at the place: "
+            f"{source}: the row that ends in line {rows.line_num} is not valid CSV: {error}. To see it, type: "
             f"sed -n {rows.line_num}p {source.quoted}"
         ) from None
 

@@ -1,4 +1,4 @@
-"""Bytes of text files: what is no UTF-8 is refused with the byte where it goes wrong and the command that mends it."""
+"""Bytes of text files. Anything but UTF-8 is refused; the message has the offset of the byte and a fix."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _FOREIGN = (
 
 @contextlib.contextmanager
 def text_file(source: Source) -> Iterator[tuple[BinaryIO, int]]:
-    """The open file behind its UTF-8 byte order mark, if there is one, and how long that is; DataError: foreign."""
+    """The open file, after a UTF-8 byte order mark, and the length of the mark. DataError for other file formats."""
     with source.open() as file:
         head = peek(file)
         for signature, what, remedy in _FOREIGN:
             if head.startswith(signature):
                 command = remedy.format(name=source.quoted)
-                raise DataError(f"{source} {what} (from byte 0 on). Expected UTF-8 text. Type: {command}")
+                raise DataError(f"{source} {what} (from byte 0). Expected UTF-8 text. Type: {command}")
         start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
         file.read(start)
         yield file, start
@@ -52,7 +52,7 @@ def lines_of(source: Source) -> Iterator[tuple[int, bytes]]:
 
 
 def check_no_nul(source: Source, data: bytes, offset: int) -> None:
-    """DataError where a zero byte stands among these, which begin at that byte of the file."""
+    """DataError if `data`, which begins at byte `offset` of the file, contains a zero byte."""
     if (nul := data.find(0)) >= 0:
         raise DataError(
             f"{source}: byte {offset + nul} is zero, so this is a binary file or UTF-16. Expected UTF-8 text. "
@@ -61,7 +61,7 @@ def check_no_nul(source: Source, data: bytes, offset: int) -> None:
 
 
 def decoded(source: Source, raw: bytes, offset: int) -> str:
-    """The text of whole characters that begin at this byte of the file."""
+    """Decode whole characters that begin at byte `offset` of the file."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -77,7 +77,7 @@ def _ends_at(source: Source, offset: int) -> bool:
 
 
 def not_utf8(source: Source, byte: int, offset: int, is_last: bool) -> DataError:
-    """The error for a byte that is not UTF-8; `is_last`: the file ends there, within a character."""
+    """The error for a byte that is not UTF-8; `is_last`: the file ends there, inside a character."""
     found = f"byte 0x{byte:02x} at offset {offset}"
     convert = _CONVERT.format(encoding="cp1252", name=source.quoted)
     if byte >= 0xC2 and is_last:
@@ -98,8 +98,8 @@ def not_utf8(source: Source, byte: int, offset: int, is_last: bool) -> DataError
 
 
 def too_long(source: Source, what: str) -> DataError:
-    """The error for a story that is too long to hold."""
+    """The error for a story that is too long to keep in memory."""
     return DataError(
-        f"{source}: {what} is longer than {MAX_STORY_BYTES >> 20} MiB. Expected stories that are separated "
-        "by <|endoftext|> or blank lines in .txt, an object each in .json, a line in .jsonl, a row in tables."
+        f"{source}: {what} is longer than {MAX_STORY_BYTES >> 20} MiB. Expected stories separated by "
+        "<|endoftext|> or blank lines in .txt, one object per story in .json, one line in .jsonl, one row in tables."
     )

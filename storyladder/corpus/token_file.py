@@ -1,7 +1,7 @@
-"""Token files: raw little-endian uint16 ids in NAME.bin, and NAME.bin.json beside it, which makes the pair complete.
+"""Token files: raw little-endian uint16 ids in NAME.bin, and the sidecar NAME.bin.json, written last.
 
 Writing, verifying, and cutting into windows. Batch k is a pure function of (file, seed, k), so resuming needs no reader
-state. This module knows no model and no tokenizer; it is told their fingerprint and the bytes of their tokens.
+state. Knows no model and no tokenizer; callers pass the tokenizer's fingerprint and the bytes of its tokens.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """What NAME.bin.json says of NAME.bin."""
+    """The content of NAME.bin.json, which describes NAME.bin."""
 
     format_version: int
     dtype: str
@@ -61,7 +61,7 @@ class TokenFile:
         return self.sidecar.sha256
 
     def check_size(self) -> None:
-        """DataError if the file was cut since it was mapped: reading behind its end would kill the process."""
+        """DataError if the file was cut since it was mapped: reading past its end would kill the process."""
         mapped = self.ids.base
         assert isinstance(mapped, mmap.mmap)
         size = mapped.size()  # of the file that is mapped, whatever has its name now
@@ -96,7 +96,7 @@ class TokenWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with contextlib.suppress(OSError):  # a full disk is told once, by the write that met it
+        with contextlib.suppress(OSError):  # a full disk was reported by the write that failed
             self._file.close()
         for partial in (self._partial, self._sidecar_partial):
             partial.unlink(missing_ok=True)
@@ -153,7 +153,7 @@ class TokenWriter:
 
 @contextlib.contextmanager
 def _disk_errors(path: Path) -> Iterator[None]:
-    """What the disk refuses, as a DataError that says what to do."""
+    """Raise disk errors as DataError with what to do."""
     try:
         yield
     except OSError as error:
@@ -170,12 +170,12 @@ def _sidecar_path(path: Path) -> Path:
 
 
 def open_token_file(path: Path, *, tokenizer: str, vocab_size: int, at_least: int = 2) -> TokenFile:
-    """Map a token file into memory. DataError where its size, ids, tokenizer or SHA-256 disagree with its sidecar."""
+    """Map a token file into memory. DataError if size, ids, tokenizer or SHA-256 do not match its sidecar."""
     sidecar = _read_sidecar(path)
     size = path.stat().st_size
     if size != sidecar.tokens * _DTYPE.itemsize:
         raise DataError(
-            f"{path} has {size:,} bytes, but its sidecar promises {sidecar.tokens:,} tokens "
+            f"{path} has {size:,} bytes, but its sidecar lists {sidecar.tokens:,} tokens "
             f"({sidecar.tokens * _DTYPE.itemsize:,} bytes): it was cut or changed; {_REBUILD}"
         )
     if sidecar.tokenizer != tokenizer:
@@ -196,7 +196,7 @@ def open_token_file(path: Path, *, tokenizer: str, vocab_size: int, at_least: in
 
 
 def recorded_fingerprint(path: Path) -> str | None:
-    """What the sidecar of a token file says of its content, unverified; None where there is no sound sidecar."""
+    """The SHA-256 in the sidecar of a token file, unverified; None without a valid sidecar."""
     try:
         return _read_sidecar(path).sha256
     except DataError:
@@ -206,13 +206,11 @@ def recorded_fingerprint(path: Path) -> str | None:
 def _read_sidecar(path: Path) -> Sidecar:
     """The sidecar of a token file, checked field by field."""
     if not path.is_file():
-        raise DataError(f"there is no token file {path}; make it with python prepare_data.py")
+        raise DataError(f"token file {path} does not exist; create it with python prepare_data.py")
     try:
         values = json.loads(_sidecar_path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(
-            f"{path} has no {path.name}.json beside it, so nobody knows if it is whole; {_REBUILD}"
-        ) from None
+        raise DataError(f"{path} has no sidecar {path.name}.json, so it may be incomplete; {_REBUILD}") from None
     except (ValueError, RecursionError, OSError) as error:
         raise DataError(f"{_sidecar_path(path)} cannot be read ({error}); {_REBUILD}") from None
     if isinstance(values, dict) and values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
@@ -231,7 +229,7 @@ def _read_sidecar(path: Path) -> Sidecar:
 
 
 def _verify_content(path: Path, ids: Ids, sidecar: Sidecar) -> None:
-    """Compare SHA-256 and largest id, once: the verdict is remembered beside the file, with its size and time."""
+    """Compare SHA-256 and largest id, once: the result is stored next to the file, with its size and time."""
     stat = path.stat()
     promised = {"sha256": sidecar.sha256, "largest_id": sidecar.largest_id}
     verdict = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, **promised}
@@ -248,17 +246,17 @@ def _verify_content(path: Path, ids: Ids, sidecar: Sidecar) -> None:
     found = {"sha256": digest.hexdigest(), "largest_id": largest}
     if found != promised:
         wrong = " and ".join(name for name in found if found[name] != promised[name])
-        raise DataError(f"{path} is not what was written ({wrong} not as in its sidecar); {_REBUILD}")
-    with contextlib.suppress(OSError):  # a read-only data folder only means that the next start checks again
+        raise DataError(f"{path} was changed ({wrong} differs from its sidecar); {_REBUILD}")
+    with contextlib.suppress(OSError):  # in a read-only folder, the next start checks again
         memory.write_text(json.dumps(verdict), encoding="utf-8")
 
 
 class TrainBatches:
     """Batch k of a token file, for any k, without state: a new permutation of all windows per epoch.
 
-    Windows do not overlap and every one is read once per epoch; they cross story borders, where EOT stands. (Starting
-    every row at a story would flatter the loss and cost padding.) The epoch's first window starts at an offset of its
-    own, so that also the tokens after the last whole window are read in other epochs.
+    Windows do not overlap and each is read once per epoch; they cross story boundaries, which EOT marks. (Starting each
+    row at a story would lower the reported loss and waste tokens on padding.) The offset of the first window changes
+    with the epoch, so that tokens after the last whole window are read in other epochs.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""GPT-2's tokens through tiktoken, from the bundled ranks: the network is never asked.
+"""GPT-2's tokenizer: tiktoken with the bundled ranks, without network access.
 
-tiktoken itself would download the ranks at first use and keep them in a folder that reboots empty.
+tiktoken itself would download the ranks on first use, and keep them in a temporary folder.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
     from storyladder.corpus.pieces import PieceIds
 
-EOT = 50256  # stands after every story
+EOT = 50256  # after every story
 EOT_TEXT = "<|endoftext|>"
 RANKS_FILE = Path(__file__).parent / "assets" / "r50k_base.tiktoken"
 RANKS_SHA256 = "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
 # GPT-2's split into words, as tiktoken_ext.openai_public writes it.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
-_LONGEST_RUN = 100_000  # of white space; in about a million tiktoken's search overflows its stack
+_LONGEST_RUN = 100_000  # characters of white space; at about a million, tiktoken's regex overflows its stack
 _LONG_RUN = re.compile(rf"[^\S\x1c-\x1f]{{{_LONGEST_RUN}}}")  # four characters are white space to Python alone
 
 
@@ -96,7 +96,7 @@ class Tokenizer:
 
 
 def tokenizer_named(name: str) -> Tokenizer:
-    """What a ladder's `tokenizer` stands for; which names there are is checked with the other settings."""
+    """The tokenizer of that name, which settings.py has checked."""
     return {"gpt2": gpt2_tokenizer}[name]()
 
 
