@@ -78,7 +78,14 @@ def weights_moved_by_muon(group: Group) -> dict[str, torch.Tensor]:
 def weights_of_steps_ahead(group: Group) -> dict[str, torch.Tensor]:
     """Weights after three steps ahead as on a GPU, with four sequences in micro-batches of one, and the losses."""
     torch.manual_seed(3)
-    model = GPT(dataclasses.replace(MODEL, dropout=0.0))
+    read = list[int]()
+
+    class Watched(GPT):
+        def hidden(self, idx_BT: torch.Tensor, cache: list[list[torch.Tensor]] | None = None) -> torch.Tensor:
+            read.append(len(idx_BT))
+            return super().hidden(idx_BT, cache)
+
+    model = Watched(dataclasses.replace(MODEL, dropout=0.0))
     stage = dataclasses.replace(STAGE, batch_size=4)
     ids = np.random.default_rng(0).integers(0, 40, 400).astype(np.uint16)
     stepper = stepper_of(model, stage, CompactVocabulary(torch.ones(40, dtype=torch.bool)), group)
@@ -87,7 +94,7 @@ def weights_of_steps_ahead(group: Group) -> dict[str, torch.Tensor]:
     results = steps.take(0, starts, [1e-3] * 3)
     found = {name: parameter.detach() for name, parameter in model.named_parameters()}
     numbers = [[result.train_loss, result.grad_norm] for result in results]
-    return {**found, "loss and norm": torch.tensor(numbers)}
+    return {**found, "loss and norm": torch.tensor(numbers), "sequences": torch.tensor(sum(read))}
 
 
 def error_of(action: Callable[[], object]) -> str:

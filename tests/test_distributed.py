@@ -196,6 +196,7 @@ def test_muon_moves_all_processes_as_it_moves_one(group_of_two: tuple[Path, str]
 def test_steps_ahead_of_a_group_are_those_of_one_process(group_of_two: tuple[Path, str]) -> None:
     expected = weights_of_steps_ahead(ALONE)
     found = [torch.load(group_of_two[0] / f"ahead{rank}.pt") for rank in (0, 1)]
+    assert [expected.pop("sequences"), *(each["sequences"] for each in found)] == [12, 6, 6]
     for name, tensor in expected.items():
         assert torch.equal(found[0][name], found[1][name]), name
         # AdamW makes a full step of rounding where a gradient is nearly zero; losses and norms have no such place.
