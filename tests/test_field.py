@@ -82,8 +82,8 @@ def test_the_commands_that_stages_print_can_be_typed_as_they_are(first_rung: tup
 def test_the_commands_and_files_in_errors_are_those_that_were_given(climbed: Path) -> None:
     (climbed / "data" / "train_ch.bin").unlink()
     error = type_there(climbed, typed("train_children.py"), status=2).stderr
-    assert f"make it with {typed('prepare_data.py')}\n" in error
-    (line,) = re.findall(r"make it with (.*)$", error, re.MULTILINE)
+    assert f"create it with {typed('prepare_data.py')}\n" in error
+    (line,) = re.findall(r"create it with (.*)$", error, re.MULTILINE)
     type_there(climbed, f"{line} --sample")
     config = climbed / CONFIG
     config.write_text(config.read_text().replace("n_embd=16", "n_embd=32"))
