@@ -49,7 +49,7 @@ def load_our_weights(gpt2: Any, weights: dict[str, Tensor]) -> None:
 
 
 class PlainLoop:
-    """The whole batch at once, F.cross_entropy on all logits, clip_grad_norm_, torch's AdamW with its defaults."""
+    """The whole batch in one forward, F.cross_entropy on all logits, clip_grad_norm_, torch's AdamW with its defaults."""
 
     def __init__(
         self,

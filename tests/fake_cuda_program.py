@@ -136,7 +136,7 @@ def run_ahead(number_format: str, *, compact: bool, micro: int = STAGE.batch_siz
 
 
 def rows_of_chunks() -> str:
-    """Rows of scores that exist at once: a compiler makes kernels for each number."""
+    """Rows of scores that exist at a time: a compiler makes kernels for each number."""
     steps = ahead("bf16", compact=False)
     rows: list[int] = []
     real = steps._entropy

@@ -65,7 +65,7 @@ def too_big(model: GPT, number: int, size: int) -> float:
 
 
 def too_big_to_evaluate(model: GPT, _number: int, size: int) -> float:
-    """Evaluations of more than sixteen sequences at once do not fit."""
+    """Evaluations of more than sixteen sequences at a time do not fit."""
     if not model.training and size > 16:
         raise torch.OutOfMemoryError("no room")
     return 1.0

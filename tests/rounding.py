@@ -38,7 +38,7 @@ def gradient_tolerance(precision: str, n_layer: int) -> float:
     """Share of its norm by which the gradient of a parameter may miss that of exact arithmetic.
 
     What reaches the first layer has been rounded ten times in each layer on the way forward (two norms, two matmuls of
-    the MLP and GELU, five in attention), as often on the way back, and four times at head and embedding. Errors of
+    the MLP and GELU, five in attention), as often in backward, and four times at head and embedding. Errors of
     different roundings are independent, so their squares add up. Scores must be about 1: an exponential is off by the
     round-off times the score.
     """

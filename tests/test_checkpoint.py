@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, verified, and harmless whoever wrote them."""
+"""Checkpoints: whole or not there, verified, and harmless no matter who wrote them."""
 
 from __future__ import annotations
 

@@ -239,7 +239,7 @@ def test_best_weights_that_the_disk_refused_are_kept_and_saved_at_the_next_chanc
 
 @pytest.mark.slow
 def test_no_resume_state_counts_on_best_weights_that_are_not_on_the_disk(toy_data: Ladder, tmp_path: Path) -> None:
-    """Best weights cannot be written from step 1 on: it stops with 75, and goes on as if it had never been stopped."""
+    """Best weights cannot be written from step 1 on: it stops with 75, and resumes as if it had never been stopped."""
     whole, full = elsewhere(toy_data, tmp_path, "whole"), elsewhere(toy_data, tmp_path, "full")
     ladders = [with_stage(ladder, save_interval=1, max_steps=8) for ladder in (whole, full)]
     files = [files_of(ladder) for ladder in ladders]
@@ -263,7 +263,7 @@ def test_no_resume_state_counts_on_best_weights_that_are_not_on_the_disk(toy_dat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", ["missing", "cut", "a folder"])
-def test_best_weights_that_are_lost_are_told_at_once_and_the_best_counts_anew(
+def test_best_weights_that_are_lost_are_reported_and_the_best_loss_is_reset(
     toy_data: Ladder, capsys: pytest.CaptureFixture[str], harm: str
 ) -> None:
     """No evaluation ever beats the first, so the best weights are never written again by themselves."""

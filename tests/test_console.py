@@ -107,7 +107,7 @@ def test_a_reader_that_left_ends_the_program_where_it_reads_stdout_only(monkeypa
     monkeypatch.setattr(sys, "stdout", Refuses(32))
     with pytest.raises(SystemExit) as left, user_errors():
         print("nor this")
-        raise AssertionError("goes on")
+        raise AssertionError("continues")
     assert left.value.code == 141
 
 

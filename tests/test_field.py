@@ -29,7 +29,7 @@ def type_there(root: Path, line: str, *, status: int = 0) -> subprocess.Complete
     done = subprocess.run(
         ["bash", "-c", line],
         cwd=root,
-        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},  # quicker at this size, above all beside other tests
+        env={**ENVIRONMENT, "OMP_NUM_THREADS": "1"},  # quicker at this size, above all next to other tests
         capture_output=True,
         encoding="utf-8",
         timeout=120,

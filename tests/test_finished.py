@@ -235,7 +235,7 @@ def test_a_finished_stage_says_so_and_changes_nothing(toy_data: Ladder, capsys: 
     assert result.read_bytes() == before
 
 
-def test_a_damaged_result_is_written_anew_from_the_best_weights(
+def test_a_damaged_result_is_rewritten_from_the_best_weights(
     toy_data: Ladder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Told twice: the second call must not take the stage for one that never was."""

@@ -26,7 +26,7 @@ def some_case(dtype: torch.dtype = torch.float64, *, seed: int = 0) -> tuple[Ten
 
 
 def plain_loss(hidden_BTC: Tensor, weight_VC: Tensor, targets_BT: Tensor) -> Tensor:
-    """What the chunked loss must equal: all scores at once, through torch's own."""
+    """What the chunked loss must equal: all scores in one tensor, through torch's own."""
     scores_BTV = F.linear(hidden_BTC, weight_VC)
     return F.cross_entropy(scores_BTV.flatten(0, 1), targets_BT.flatten(), reduction="sum")
 

@@ -1,4 +1,4 @@
-"""Device and number format: chosen by what is there, refused when it is not."""
+"""Device and precision: chosen by what is there, refused when it is not."""
 
 from __future__ import annotations
 

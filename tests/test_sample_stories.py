@@ -179,7 +179,7 @@ def test_what_is_lost_is_what_is_found_and_chosen_things_stay_the_same() -> None
         assert told == f"{grammar.with_article(thing).capitalize()} and the {thing}: {thing}. {thing.capitalize()}!"
 
 
-def test_choices_are_made_anew_and_may_be_nested_or_empty() -> None:
+def test_choices_are_made_again_and_may_be_nested_or_empty() -> None:
     told = {grammar.Telling(random.Random(seed).random, {}).expand("x[|[a|b]c]") for seed in range(60)}
     assert told == {"x", "xac", "xbc"}
 

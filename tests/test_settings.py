@@ -1,4 +1,4 @@
-"""Settings: the promised values, and every problem of a ladder told at once."""
+"""Settings: the promised values, and every problem of a ladder in one message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Signals: the first asks, the second leaves at once, and a lost terminal or nohup keeps nobody from saving."""
+"""Signals: the first asks, the second exits immediately, and a lost terminal or nohup keeps nobody from saving."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from storyladder.runtime.errors import Interrupted
 from storyladder.runtime.signals import stop_on_signals
 
 LEAVING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
-# Says "ready", waits until a signal asks to leave, says which one, and goes on until it is told to end.
+# Says "ready", waits until a signal asks to leave, says which one, and continues until it is asked to end.
 LISTEN = """
 import signal, sys, time
 from storyladder.runtime.errors import user_errors

@@ -31,7 +31,7 @@ from storyladder.corpus.download import ATTEMPTS, BLOCK_BYTES, LONGEST_WAIT_S
 from storyladder.corpus.sources import SPARE_DISK_BYTES, download_source, hub_endpoint
 from storyladder.runtime.errors import DownloadError
 
-CHUNK = 1 << 18  # what the library writes at once
+CHUNK = 1 << 18  # what the library writes at a time
 BODY = random.Random(0).randbytes(4 * CHUNK)
 OTHER = random.Random(1).randbytes(4 * CHUNK)
 STORY = "Once there was a café.\n<|endoftext|>\n".encode()
@@ -231,7 +231,7 @@ def test_what_is_left_of_one_file_does_not_count_for_another(hub: Hub, here: Her
     assert part.read_bytes() == BODY[: 2 * CHUNK]
 
 
-def test_a_part_of_another_file_is_found_out_and_fetched_anew(hub: Hub, here: Here) -> None:
+def test_a_part_of_another_file_is_found_out_and_fetched_again(hub: Hub, here: Here) -> None:
     source = serve(hub)
     here.begun(source).write_bytes(OTHER[:CHUNK])
     assert here.bring(source)[0].read_bytes() == BODY
@@ -239,7 +239,7 @@ def test_a_part_of_another_file_is_found_out_and_fetched_anew(hub: Hub, here: He
     assert "again from the start" in here.said[0]
 
 
-def test_a_part_that_is_longer_than_the_file_is_fetched_anew(hub: Hub, here: Here) -> None:
+def test_a_part_that_is_longer_than_the_file_is_fetched_again(hub: Hub, here: Here) -> None:
     source = serve(hub)
     here.begun(source).write_bytes(BODY + b"more")
     assert here.bring(source)[0].read_bytes() == BODY
@@ -868,7 +868,7 @@ def test_a_beginning_that_drops_or_is_stopped_is_resumed(hub: Hub, here: Here) -
     assert [span for _, span in hub.asked] == [f"bytes={BLOCK_BYTES}-{limit - 1}"]
 
 
-def test_a_part_of_a_beginning_that_is_too_long_is_fetched_anew(hub: Hub, here: Here) -> None:
+def test_a_part_of_a_beginning_that_is_too_long_is_fetched_again(hub: Hub, here: Here) -> None:
     here.put("tales.first-50000-bytes.txt.part", OTHER)
     assert STORIES.startswith(here.bring(serve(hub, body=STORIES), limit_bytes=50_000)[0].read_bytes())
 

@@ -116,7 +116,7 @@ def test_no_more_tokens_are_told_than_asked_for(limit: int) -> None:
     assert len(reciter.calls) == limit
 
 
-def test_at_the_end_of_the_context_its_last_half_is_read_anew() -> None:
+def test_at_the_end_of_the_context_its_last_half_is_read_again() -> None:
     reciter = Reciter(list(range(100, 110)), context_length=6)
     assert tokens_of(reciter, [1, 2, 3], GREEDY) == list(range(100, 110))
     first, second = [[EOT, 1, 2, 3], [100], [101]], [[100, 101, 102], [103], [104], [105]]

@@ -89,7 +89,7 @@ class Hub:
         self.listing = functools.cache(self._listing)
 
     @functools.cached_property
-    def library(self) -> Any:
+    def hf(self) -> Any:
         """huggingface_hub, imported only if a file is missing; it reads the environment on import."""
         for name, value in _DEFAULTS.items():
             os.environ.setdefault(name, value)
@@ -103,8 +103,8 @@ class Hub:
         """Size and SHA-256 of the large files, by path, as the server reports them."""
 
         def attempt() -> dict[str, tuple[int, str]]:
-            api = self.library.HfApi(endpoint=self.endpoint)
-            timeout_s = self.library.constants.HF_HUB_ETAG_TIMEOUT
+            api = self.hf.HfApi(endpoint=self.endpoint)
+            timeout_s = self.hf.constants.HF_HUB_ETAG_TIMEOUT
             try:
                 info = api.dataset_info(self.repo, revision=self.revision, files_metadata=True, timeout=timeout_s)
                 large = [(file.rfilename, file.lfs) for file in info.siblings or () if file.lfs]
@@ -118,7 +118,7 @@ class Hub:
 
     def cached(self, path: str) -> Path | None:
         """A file in the hub's own cache, usually named by its SHA-256, that another program may have downloaded."""
-        found = self.library.try_to_load_from_cache(self.repo, path, revision=self.revision, repo_type="dataset")
+        found = self.hf.try_to_load_from_cache(self.repo, path, revision=self.revision, repo_type="dataset")
         return Path(found).resolve() if isinstance(found, str) else None
 
     def fetch(self, path: str, total_bytes: int, part_path: Path) -> None:
@@ -127,18 +127,18 @@ class Hub:
         Not with hf_hub_download, whose newer 1.x versions start over after Ctrl-C; http_get underneath resumes.
         """
         where = {"repo_type": "dataset", "revision": self.revision, "endpoint": self.endpoint}
-        url = self.library.hf_hub_url(self.repo, path, **where)
+        url = self.hf.hf_hub_url(self.repo, path, **where)
 
         def check() -> None:
-            found = self.library.get_hf_file_metadata(url, timeout=self.library.constants.HF_HUB_ETAG_TIMEOUT)
+            found = self.hf.get_hf_file_metadata(url, timeout=self.hf.constants.HF_HUB_ETAG_TIMEOUT)
             if found.size != total_bytes:
                 raise self._why(_NO_HUB, f"{found.size} bytes for {path}, expected {total_bytes:,}")
 
         def attempt() -> None:
             with _Part(part_path, check) as part:
                 how: dict[str, Any] = {"expected_size": total_bytes, "displayed_filename": part_path.stem}
-                how["headers"] = self.library.utils.build_hf_headers()
-                self.library.file_download.http_get(url, part, resume_size=part.tell(), **how)
+                how["headers"] = self.hf.utils.build_hf_headers()
+                self.hf.file_download.http_get(url, part, resume_size=part.tell(), **how)
 
         self._patiently(attempt, part_path)
 
@@ -146,7 +146,7 @@ class Hub:
         """Download the first bytes of a file with range requests, resuming where `part_path` ends."""
 
         def attempt() -> None:
-            files = self.library.HfFileSystem(endpoint=self.endpoint, skip_instance_cache=True)
+            files = self.hf.HfFileSystem(endpoint=self.endpoint, skip_instance_cache=True)
             name = f"datasets/{self.repo}@{self.revision}/{path}"
             with part_path.open("ab") as part, files.open(name, size=total_bytes, cache_type="none") as remote:
                 remote.seek(part.tell())
@@ -219,7 +219,7 @@ class Hub:
             return Hiccup(f"{self.endpoint} answered HTTP {status}", wait_s=wait_s, restart=status == 416)
         if code == "GatedRepo":
             why = f"{self.repo} is gated; accept its terms at {self.endpoint}/datasets/{self.repo} and set HF_TOKEN"
-        elif status in (401, 403) and self.library.get_token():
+        elif status in (401, 403) and self.hf.get_token():
             why = f"your token gives no access to {self.repo}; correct or unset HF_TOKEN (or: hf auth login)"
         elif status in (401, 403):
             why = f"{self.repo} does not exist or is not public; set HF_TOKEN to a token that may read it"

@@ -4,7 +4,7 @@ It knows no plots and chooses nothing: the plots stand in `sample_tiny.py`, `sam
 `sample_simple.py`, and `sample_stories.py` puts a story together.
 
 Template language, used in every string of the plots:
-    [a|b|c]    one of these, chosen anew each time; may be nested, and an option may be empty
+    [a|b|c]    one of these, chosen again each time; may be nested, and an option may be empty
     {thing}    the slot `thing`: chosen at its first use in a story, the same in the rest of it
     {a thing}  the slot with "a" or "an" before it;  {Thing} the slot with a capital letter
     {he} {him} {his} {himself}    pronouns of the hero;  {friend.he} ... those of the friend

@@ -34,7 +34,7 @@ def load_compiled(source: Path, flag_sets: Sequence[Sequence[str]], *, also: str
     """Load the library of a C file, compiled with the first set of flags that the compiler accepts.
 
     `also` names what else the library depends on: another value means another library. NotCompiled if there is no
-    compiler, if it fails, or if no folder can be used. Several processes may call this at once.
+    compiler, if it fails, or if no folder can be used. Several processes may call this at the same time.
     """
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:

@@ -92,7 +92,7 @@ def token_file_cases() -> Iterator[Injection]:
 
 
 def _replaced(name: str) -> Callable[[Toy, Reference], Verdict]:
-    """Other data since the last save: refused with --accept-changes named, which then goes on."""
+    """Other data since the last save: refused with --accept-changes named, which then continues."""
 
     def play(toy: Toy, reference: Reference) -> Verdict:
         verdict = Verdict()
@@ -112,7 +112,7 @@ def _replaced(name: str) -> Callable[[Toy, Reference], Verdict]:
 
 
 def _cut_while_mapped(name: str, number: int) -> Callable[[Toy, Reference], Verdict]:
-    """No SIGBUS and no training on zeros: a clear message, checkpoints intact; with the file back it goes on."""
+    """No SIGBUS and no training on zeros: a clear message, checkpoints intact; with the file back it continues."""
 
     def play(toy: Toy, reference: Reference) -> Verdict:
         verdict = Verdict()

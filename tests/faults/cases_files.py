@@ -58,7 +58,7 @@ def kills_at_every_call(case: int, reference: Reference, names: tuple[str, ...],
 def errors_at_every_call(
     case: int, reference: Reference, names: tuple[str, ...], errors: tuple[str, ...], writes: int
 ) -> Iterator[Injection]:
-    """The disk refuses one call: training goes on, says so, and ends in the same weights."""
+    """The disk refuses one call: training continues, says so, and ends in the same weights."""
     for (point, name), count in calls_of(reference, names=names).items():
         if point in ("flush", "unlink"):
             continue
@@ -169,7 +169,7 @@ def _prepare_again(faults: str) -> Callable[[Toy, Reference], Verdict]:
 
 
 def _prepared(toy: Toy) -> bytes:
-    """What an uninterrupted preparation writes; made beside the toy."""
+    """What an uninterrupted preparation writes; made next to the toy."""
     other = toy.root.with_name(f"{toy.root.name}.prepared")
     if not other.exists():
         assert _prepare(copy_toy(Toy(toy.root, toy.variant), other)).status == 0
@@ -294,7 +294,7 @@ def _all_damaged(harm: Callable[[Path], None]) -> Callable[[Toy, Reference], Ver
             check_outcome(verdict, outcome, must_fire=False)
             verdict.demand("random weights" not in outcome.stdout, f"{which} run starts from scratch")
             verdict.demand(outcome.status == 2, f"{which} run: status {outcome.status}: {outcome.last_error()}")
-            verdict.demand("--fresh" in outcome.stderr, f"{which} run does not say how to go on")
+            verdict.demand("--fresh" in outcome.stderr, f"{which} run does not say how to continue")
         fresh = toy.run("", "--fresh")
         verdict.demand(fresh.status == 0, f"--fresh: {fresh.last_error()}")
         compare(toy, verdict, reference, equal="weights")
@@ -408,7 +408,7 @@ def _stops(faults: str) -> Callable[[Toy, Reference], Verdict]:
 
 
 def _file_limit(limit: int) -> Callable[[Toy, Reference], Verdict]:
-    """Files may not grow beyond a limit: EFBIG. 75 after three failed saves; without the limit it goes on."""
+    """Files may not grow beyond a limit: EFBIG. 75 after three failed saves; without the limit it continues."""
     return fault_then_again("", statuses=(75, 2), file_limit=limit, must_say=True)
 
 
@@ -481,7 +481,7 @@ def _with_faults(faults: str, play: Callable[[Toy, Reference], Verdict]) -> Call
 
 
 def _deleted_folder(number: int) -> Callable[[Toy, Reference], Verdict]:
-    """What the user deletes is gone, but the run goes on in a new folder, or stops with a clear message."""
+    """What the user deletes is gone, but the run continues in a new folder, or stops with a clear message."""
 
     def play(toy: Toy, reference: Reference) -> Verdict:
         verdict = Verdict()
@@ -497,7 +497,7 @@ def _deleted_folder(number: int) -> Callable[[Toy, Reference], Verdict]:
 
 
 def _deleted_for_good(toy: Toy, reference: Reference) -> Verdict:
-    """No later weights are as good: a clear line, and the same command goes on to a result."""
+    """No later weights are as good: a clear line, and the same command continues to a result."""
     verdict = Verdict()
     last_best = reference.calls("rename tiny_best.pt")[-1]
     forward = sum(place < last_best for place in reference.calls(" forward ")) + 1

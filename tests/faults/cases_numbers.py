@@ -28,9 +28,9 @@ def number_cases() -> Iterator[Injection]:
     for first, last in ((41, 90), (1, 50), (61, 105)):
         faults = f"forward:{first}-{last}:nan"
         play = fault_then_again(faults, statuses=(0,), words="back", equal="")
-        yield Injection(35, f"{faults}: rolls back and goes on", play, STEADY)
+        yield Injection(35, f"{faults}: rolls back and continues", play, STEADY)
     play = fault_then_again("forward:41+:nan", statuses=(70,), must_say=True, words="error:", equal="")
-    yield Injection(35, "nan for ever: stops with 70, then (mended) goes on", play, STEADY)
+    yield Injection(35, "nan for ever: stops with 70, then (mended) continues", play, STEADY)
     for kill in (8, 13, 20, 30):
         faults = "forward:5:infgrad forward:15:infgrad"
         yield Injection(37, f"fp16 overflow, killed at forward {kill}", _scaler(faults, kill), FP16)

@@ -43,8 +43,8 @@ _REFUSED_IN = 1.0  # of processor time
 
 def lock_cases() -> Iterator[Injection]:
     """Case 44."""
-    yield Injection(44, "a second train_tiny.py ends at once and names the first", _second(TRAIN), fast=True)
-    yield Injection(44, "a second prepare_data.py ends at once", _second_prepare, WHOLE)
+    yield Injection(44, "a second train_tiny.py exits immediately and names the first", _second(TRAIN), fast=True)
+    yield Injection(44, "a second prepare_data.py exits immediately", _second_prepare, WHOLE)
     yield Injection(44, "the lock of a killed process is free", fault_then_again("forward:14:kill", statuses=(KILLED,)))
     yield Injection(44, "telling while training", _tell_while_training, WHOLE)
 
@@ -111,10 +111,10 @@ def signal_cases() -> Iterator[Injection]:
             yield Injection(45, faults, _leaves(faults, status), fast=faults in ("forward:8:int", "evaluate:20:term"))
     for moment in (*moments, "write@tinystories:5", "rename@tinystories:1"):
         faults = f"{moment}:usr1"
-        yield Injection(45, f"{faults}: saves and goes on", _saves(faults, moment), fast="d:8" in faults)
+        yield Injection(45, f"{faults}: saves and continues", _saves(faults, moment), fast="d:8" in faults)
         faults = f"{moment}:term=2"
         twice = fault_then_again(faults, statuses=(143,))
-        yield Injection(45, f"{faults}: twice leaves at once", twice, fast="resume" in faults)
+        yield Injection(45, f"{faults}: twice exits immediately", twice, fast="resume" in faults)
     for name, status in _LEAVE.items():
         for moment in ("open@train.bin:1", "write@train.bin:1", "close@val.bin:1", "write@val.bin:1"):
             yield Injection(45, f"prepare_data.py: {moment}:{name}", _prepare_left(f"{moment}:{name}", status), WHOLE)
@@ -127,7 +127,7 @@ def signal_cases() -> Iterator[Injection]:
 
 
 def _leaves(faults: str, status: int) -> Callable[[Toy, Reference], Verdict]:
-    """Saved at the step where it was, within ten seconds, and it goes on exactly there."""
+    """Saved at the step where it was, within ten seconds, and it continues exactly there."""
 
     def play(toy: Toy, reference: Reference) -> Verdict:
         verdict = Verdict()
@@ -268,7 +268,7 @@ def machine_cases() -> Iterator[Injection]:
             play = _out_of_memory(faults)
             yield Injection(47, f"{faults}: smaller micro-batches, same losses", play, NO_DROPOUT)
     play = fault_then_again("forward:1+:oom", must_say=True, equal="", statuses=(75,))
-    yield Injection(47, "out of memory for ever: stops with 75, then goes on", play)
+    yield Injection(47, "out of memory for ever: stops with 75, then continues", play)
 
 
 def _shuffle_times(toy: Toy) -> None:
@@ -314,7 +314,7 @@ class _Canary:
 
 
 def _sealed(content: dict[str, Any]) -> dict[str, Any]:
-    """With our format and a right digest: whoever writes such a file can also compute it."""
+    """With our format and a right digest: anyone who writes such a file can also compute it."""
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **content}
     try:
         content["digest"] = digest_of(content)

@@ -96,7 +96,7 @@ def play(toy: Toy, _reference: Reference) -> Verdict:
     folder = toy.root.with_name(f"{toy.root.name}.states")
     for call in calls:
         if call[0] in ("forward", "evaluate") or call[:2] == ["unlink", RESUME]:
-            _note_complete(disk, complete, folder)  # the program goes on, so all that it has saved must be safe
+            _note_complete(disk, complete, folder)  # the program continues, so all that it has saved must be safe
         if call[1].startswith(("tiny_", "tinystories", "checkpoints")):
             disk.apply(call)
         for kind, found in disk.states().items():

@@ -83,7 +83,7 @@ class Armed:
         self._trace = None if trace is None else os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
 
     def note(self, words: str) -> None:
-        """A line in the trace, written at once so that a kill cannot take it away."""
+        """A line in the trace, written immediately so that a kill cannot take it away."""
         if self._trace is not None:
             with contextlib.suppress(OSError):  # a limit on file sizes is also one on this file
                 os.write(self._trace, f"{words}\n".encode())

@@ -104,7 +104,7 @@ class Running:
 
 
 def start(launch: Launch, *, place: str = "out") -> Running:
-    """Start a script in a fork of this process. `place` names the folder beside the root that keeps what it says."""
+    """Start a script in a fork of this process. `place` names the folder next to the root that keeps its output."""
     kept = launch.root.with_name(f"{launch.root.name}.{place}")
     kept.mkdir(exist_ok=True)
     files = [kept / name for name in ("stdout", "stderr", "trace")]

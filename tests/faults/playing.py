@@ -67,7 +67,7 @@ class Row:
 
 
 def _warm_up() -> None:
-    """Import and load what every fork would otherwise import and load anew. Nothing is trained in this process."""
+    """Import and load what every fork would otherwise import and load again. Nothing is trained in this process."""
     for name in ("model", "storyladder.corpus.prepare", "storyladder.stage.loop", "storyladder.telling.teller"):
         importlib.import_module(name)
     importlib.import_module("storyladder.telling.story")
