@@ -49,7 +49,7 @@ def load_our_weights(gpt2: Any, weights: dict[str, Tensor]) -> None:
 
 
 class PlainLoop:
-    """The whole batch in one forward, F.cross_entropy on all logits, clip_grad_norm_, torch's AdamW with its defaults."""
+    """One forward for the whole batch, F.cross_entropy on all logits, clip_grad_norm_, AdamW with its defaults."""
 
     def __init__(
         self,

@@ -322,7 +322,7 @@ def starts_of_epoch(epoch: int, *, seed: int = 1337) -> list[int]:
 
 
 def test_the_order_of_the_windows_is_this_one_for_ever() -> None:
-    """Another order here means that no interrupted run can be resumed exactly. Then raise the version of resume states."""
+    """Another order here means that no run can be resumed exactly. Then raise the version of resume states."""
     read = batches()
     assert [read.starts(k).tolist() for k in range(6)] == [
         [70, 20, 0, 10],
