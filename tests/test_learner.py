@@ -251,6 +251,17 @@ def test_other_errors_are_not_taken_for_short_memory(action: Callable[[Learner],
     assert learner.micro_batch_size == 2
 
 
+@pytest.mark.parametrize("optimizer", [False, True])
+def test_a_load_takes_the_weight_decay_of_the_schedule_that_was_fitted(optimizer: bool) -> None:
+    learner = learner_of()
+    trained(learner, 2)
+    packed = learner.pack(optimizer=True)
+    learner.stage = replace(learner.stage, weight_decay=0.3)
+    learner.load(packed if optimizer else {"model": packed["model"]})
+    assert {group["weight_decay"] for group in learner.optimizer.param_groups} == {0.0, 0.3}
+    assert learner.pack(optimizer=True)["optimizer"]["updates"] == (2 if optimizer else 0)
+
+
 # --- ahead, as on a GPU -----------------------------------------------------------------------------------------------
 
 

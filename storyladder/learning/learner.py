@@ -155,12 +155,11 @@ class Learner(Stepper):
     def load(self, payload: Payload) -> None:
         """Restore what was packed. If there is no optimizer state, the optimizer is reset."""
         unpack_weights(self.model, payload["model"], self.vocabulary)
-        if "optimizer" not in payload:
-            self._start_optimizer()
-            return
-        unpack_optimizer(self.model, self.optimizer, payload["optimizer"], self.vocabulary)
-        if self.scaler.is_enabled() and payload["scaler"]:
-            self.scaler.load_state_dict(payload["scaler"])
+        self._start_optimizer()  # also where it is resumed: --minutes may have changed what the weight decay follows
+        if "optimizer" in payload:
+            unpack_optimizer(self.model, self.optimizer, payload["optimizer"], self.vocabulary)
+            if self.scaler.is_enabled() and payload["scaler"]:
+                self.scaler.load_state_dict(payload["scaler"])
 
     def start_randomly(self) -> None:
         """Start from random weights, which are the same on every device and for any compact vocabulary."""
