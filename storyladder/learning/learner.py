@@ -155,26 +155,26 @@ class Learner(Stepper):
     def load(self, payload: Payload) -> None:
         """Restore what was packed. If there is no optimizer state, the optimizer is reset."""
         unpack_weights(self.model, payload["model"], self.vocabulary)
-        self._start_optimizer()  # also where it is resumed: --minutes may have changed what the weight decay follows
-        if "optimizer" in payload:
-            unpack_optimizer(self.model, self.optimizer, payload["optimizer"], self.vocabulary)
-            if self.scaler.is_enabled() and payload["scaler"]:
-                self.scaler.load_state_dict(payload["scaler"])
+        self._reset_optimizer()  # also where it is resumed: --minutes may have changed what the weight decay follows
+        if "optimizer" not in payload:
+            self.scaler = self.precision.scaler()
+            return
+        unpack_optimizer(self.model, self.optimizer, payload["optimizer"], self.vocabulary)
+        if self.scaler.is_enabled() and payload["scaler"]:
+            self.scaler.load_state_dict(payload["scaler"])
 
     def start_randomly(self) -> None:
         """Start from random weights, which are the same on every device and for any compact vocabulary."""
         torch.manual_seed(self.stage.seed)
         weights = self._build_model(self._config).state_dict()
         start_rows_equal(weights[EMBEDDING], self.vocabulary.seen_V)
-        unpack_weights(self.model, weights, self.vocabulary)
-        self._start_optimizer()
+        self.load({"model": weights})
 
-    def _start_optimizer(self) -> None:
+    def _reset_optimizer(self) -> None:
         before = self.optimizer
         self.optimizer = reset_optimizer(before, self.model, self.stage, self.precision.matmul_dtype)
         if self.optimizer is not before:
             self._ahead = None  # its steps update the old optimizer
-        self.scaler = self.precision.scaler()
 
     def _join_group(self) -> None:
         """Wrap the model for data-parallel training, once."""
