@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	@echo
 	$(PY) generate.py --preset demo --seed 1 --prompt "$(STORY)"
 
-test: $(VENV)/installed-dev  # of every module something, in a minute and a half on two cores
+test: $(VENV)/installed-dev  # of every module something, in about two minutes on two cores
 	$(PY) -m pytest -n auto -m "not slow"
 
 test-all: $(VENV)/installed-dev
