@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -45,11 +46,13 @@ def test_the_preparation_benchmark_compares_the_same_text(tmp_path: Path) -> Non
     assert found["text_mb"] == round(2 * sum(map(len, stories)) / 1e6, 1) and found["rounds"] == 1
     assert found["tokens"] == found["plain_tokens"] > 50_000
     assert found["mb_per_s"] > 0 and 0.01 < found["peak_rss_gb"] < 1
-    assert found["ratio_plain"] == pytest.approx(found["mb_per_s"] / found["plain_mb_per_s"], rel=0.05)
-    assert found["ratio_processes"] == pytest.approx(found["mb_per_s"] / found["processes_mb_per_s"], rel=0.05)
+    # All of these are rounded, some twice, and on a busy machine the speeds are well below 1 MB/s.
+    assert found["ratio_plain"] == pytest.approx(found["mb_per_s"] / found["plain_mb_per_s"], rel=0.15)
+    assert found["ratio_processes"] == pytest.approx(found["mb_per_s"] / found["processes_mb_per_s"], rel=0.15)
     section = results.read_text(encoding="utf-8")
     assert "## Preparation: few.txt" in section and "read 2 times" in section and str(tmp_path) not in section
-    assert f"| Storyladder | {found['mb_per_s']:.1f} |" in section
+    row = re.search(r"\| Storyladder \| ([\d.]+) \|", section)
+    assert row is not None and float(row[1]) == pytest.approx(found["mb_per_s"], abs=0.06)
 
 
 def test_the_preparation_benchmark_names_a_missing_text() -> None:
