@@ -18,7 +18,7 @@ if __name__ == "__main__":  # python -P, or PYTHONSAFEPATH=1, leaves this folder
 
 from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths, StageConfig
 
-PATHS = Paths()  # data/, checkpoints/ and runs/ in the project's folder
+PATHS = Paths()  # data/, checkpoints/, runs/ and reports/ in the project's folder
 GENERATE = GenerateConfig(temperature=0.8, top_k=50, max_new_tokens=400)
 
 # --- the ladder: 27,846,000 parameters, 8,192 tokens per step --------------------------------------------------------

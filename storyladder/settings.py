@@ -183,6 +183,7 @@ class Paths:
     data: str = "data"
     checkpoints: str = "checkpoints"
     runs: str = "runs"
+    reports: str = "reports"
 
 
 @settings
@@ -242,7 +243,7 @@ class Ladder:
         return re.sub(f"{_COMMAND}|{there}|{_CONFIG_FILE}", as_typed, message)
 
     def folder(self, kind: str) -> Path:
-        """The data, checkpoints or runs folder; a preset other than the default keeps its own in a subfolder."""
+        """The data, checkpoints, runs or reports folder; a preset other than the default keeps its own in a subfolder."""
         base: Path = PROJECT / self.paths.root / getattr(self.paths, kind)
         return base if self.name == DEFAULT_PRESET else base / self.name
 

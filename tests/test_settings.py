@@ -65,7 +65,7 @@ def test_the_default_model_has_the_promised_shape_and_27_846_000_parameters() ->
 def test_the_defaults_of_the_classes_are_the_promised_model_too() -> None:
     assert ModelConfig() == config.LADDER.model
     assert Ladder().name == "default" and Paths() == Paths(
-        root=".", data="data", checkpoints="checkpoints", runs="runs"
+        root=".", data="data", checkpoints="checkpoints", runs="runs", reports="reports"
     )
 
 

@@ -1,0 +1,1 @@
+"""Measuring: loss on whole texts, forgetting, story scorecard, plots, report."""
