@@ -138,6 +138,9 @@ class StageConfig:
     save_interval: int = limited(10_000, 1, 10**9)  # optimizer steps between resume states; a save takes two seconds
     save_minutes: float = limited(10.0, 0.001, 10**6)  # and at least this often
     log_interval: int = limited(10, 1, 10**9)  # optimizer steps between records
+    sample_tokens: int = limited(100, 0, 10**5)  # of each story told at every evaluation, into reports/; 0: none
+    pictures: bool = True  # draw the curves at the end, into reports/
+    tensorboard: bool = False  # event files for TensorBoard too, in runs/
     compact_vocabulary: bool = True  # tokens that the text never uses share one row while training; exact
     seed: int = limited(1337, 0, 2**63 - 1)
 
@@ -187,6 +190,15 @@ class Paths:
     reports: str = "reports"
 
 
+_PROMPTS = (
+    "Once upon a time, there was a",
+    "One day, a little girl named Lily",
+    "The old bear was hungry, so he",
+    'Tom said, "I am not afraid of',
+    "It was raining. Mia and her brother",
+)
+
+
 @settings
 class Ladder:
     """All settings of one chain of stages; --preset selects one by name."""
@@ -197,6 +209,7 @@ class Ladder:
     stages: tuple[StageConfig, ...] = ()
     corpus: CorpusConfig = CorpusConfig()
     generate: GenerateConfig = GenerateConfig()
+    sample_prompts: tuple[str, ...] = _PROMPTS  # of the stories told at every evaluation
     paths: Paths = Paths()
     config_flag: str | None = None  # --config as it was typed; load_ladder fills it in
 

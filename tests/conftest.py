@@ -62,6 +62,8 @@ TOY_STAGE: dict[str, Any] = {
     "eval_interval": 3,
     "save_interval": 4,
     "log_interval": 1,
+    "sample_tokens": 0,
+    "pictures": False,
     "seed": 7,
 }
 TOY_TINY = replace(config.TINY, **TOY_STAGE)

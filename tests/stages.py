@@ -142,7 +142,7 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
 
 def plain_record(path: Path) -> list[dict[str, Any]]:
     """What was measured, without times and speeds."""
-    clocked = {"time", "tokens_per_s", "train_seconds", "peak_memory"}
+    clocked = {"time", "tokens_per_s", "train_seconds", "peak_memory", "minutes"}
     return [
         {key: value for key, value in record.items() if key not in clocked}
         for record in read_records(path)

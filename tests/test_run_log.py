@@ -54,8 +54,10 @@ def test_an_evaluation_that_will_be_made_again_is_dropped(log: RunLog) -> None:
     log.write("evaluation", step=3)
     log.truncate_after(3, evaluated_at=0)
     assert events(log) == [("evaluation", 0), ("train", 3)]
+    log.write("row", step=3, at="epoch")
+    log.write("row", step=3, at="evaluation")
     log.truncate_after(3, evaluated_at=-1)
-    assert events(log) == [("train", 3)]
+    assert events(log) == [("train", 3), ("row", 3)]
 
 
 def test_a_torn_or_foreign_line_is_left_out_and_the_next_one_stands_on_its_own(log: RunLog) -> None:

@@ -29,16 +29,18 @@ class RunLog:
             self._guarded(lambda: os.replace(self.path, self.path.with_suffix(f".before-{stamp}.jsonl")))
 
     def truncate_after(self, step: int, *, evaluated_at: int) -> None:
-        """Drop records after `step`, evaluations after `evaluated_at`, and a last line that was cut off."""
+        """Drop records after `step`, those of evaluations after `evaluated_at`, and a last line that was cut off."""
         if not self.path.exists():
             return
-        last = {"train": step, "skipped": step, "evaluation": evaluated_at}
+
+        def is_kept(record: dict[str, Any]) -> bool:
+            at_evaluation = record["event"] == "evaluation" or record.get("at") == "evaluation"
+            return bool(record.get("step", 0) <= (evaluated_at if at_evaluation else step))
+
         partial = self.path.with_suffix(".partial")
 
         def rewrite() -> None:
-            records = [
-                record for record in read_records(self.path) if record.get("step", 0) <= last.get(record["event"], step)
-            ]
+            records = filter(is_kept, read_records(self.path))
             partial.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
             os.replace(partial, self.path)
 

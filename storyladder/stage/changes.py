@@ -44,6 +44,9 @@ _FREE_SETTINGS = {
     "save_interval",
     "save_minutes",
     "log_interval",
+    "sample_tokens",
+    "pictures",
+    "tensorboard",
     "compact_vocabulary",
 }
 

@@ -63,8 +63,8 @@ class Checkpoints:
             }
         self._save_best(state.step)
 
-    def finish(self, state: TrainState) -> None:
-        """Save the best weights as the result. Raises CheckpointError, SaveFailed or TrainingFailed."""
+    def finish(self, state: TrainState) -> Payload:
+        """Save the best weights as the result; returns it. Raises CheckpointError, SaveFailed or TrainingFailed."""
         if not self._save_best(state.step):
             raise SaveFailed(f"{self.files.best} could not be written; {self._what_is_left()}")
         best = self._best(state)
@@ -75,6 +75,7 @@ class Checkpoints:
             )
         if self._group.is_first:
             self.files.forget_resume_state()
+        return best.payload
 
     def resume_state(self) -> Loaded | None:
         """Load the last resume state, on all ranks."""

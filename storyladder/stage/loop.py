@@ -34,8 +34,10 @@ from storyladder.runtime.progress import Progress, duration_text
 from storyladder.runtime.signals import StopRequest, stop_on_signals
 from storyladder.settings import Ladder, StageConfig
 from storyladder.stage.finished import report_finished
+from storyladder.stage.forgetting import report_forgetting
 from storyladder.stage.pace import Pace
 from storyladder.stage.plan import fit_to_minutes, measure_speed, plan_lines, refit
+from storyladder.stage.reports import first_loss_explained
 from storyladder.stage.setup import Stage, load_start, record_start, set_up
 from storyladder.stage.state import TrainState
 
@@ -85,6 +87,7 @@ def _begin(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gro
         stage.state.forget_best()
         report(f"warning: {lost}; the best loss is reset at step {stage.state.step:,}")
     stage.log.truncate_after(stage.state.step, evaluated_at=stage.state.evaluated_at)
+    stage.reports.begin(stage.state)
     record_start(stage, start)
     return stage
 
@@ -93,6 +96,7 @@ def _set_aside(stage: Stage) -> None:
     """Rename the files of earlier training of this stage."""
     stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     stage.log.set_aside(stamp)
+    stage.reports.scrapbook.set_aside(stamp)
     for path in stage.checkpoints.files.set_aside(stamp):
         print(f"the old file is kept as {path.name}")
 
@@ -173,6 +177,8 @@ def _note_steps(stage: Stage, results: list[StepResult], shown: Progress) -> Non
             _note_skipped(stage, result, shown)
         if state.rollbacks != rollbacks:
             return
+        if _ended_an_epoch(stage) and not _evaluation_is_due(stage):  # which writes a row itself
+            stage.reports.write_row(state, epoch=_epochs(stage), at="epoch")
 
 
 def _note_memory(stage: Stage) -> None:
@@ -185,6 +191,7 @@ def _note_memory(stage: Stage) -> None:
 def _note_loss(stage: Stage, result: StepResult, shown: Progress) -> None:
     """Count an update, and record its loss if that is due."""
     state, schedule, pace = stage.state, stage.learner.stage, stage.pace
+    state.add_to_row(result.train_loss, result.grad_norm)
     if z := state.note_loss(result.train_loss):
         stage.log.write("spike", step=state.step, train_loss=result.train_loss, z=round(z, 1))
         shown.report(f"step {state.step:,}: loss {result.train_loss:.3f} is {z:.0f} standard deviations above its mean")
@@ -268,6 +275,7 @@ def _evaluate(stage: Stage, shown: Progress) -> None:
         raise
     _note_memory(stage)
     is_best = state.note_evaluation(measured.val_loss)
+    state.measured = measured.record()
     stage.log.write(
         "evaluation", step=state.step, **measured.record(), best=is_best, train_seconds=round(state.train_seconds, 1)
     )
@@ -276,8 +284,27 @@ def _evaluate(stage: Stage, shown: Progress) -> None:
     shown.report(f"step {state.step:,}: {measured.description}{' (best)' if is_best else bad}")
     if is_best:
         stage.checkpoints.keep_best(stage.learner, state)
+    if state.step == 0 and (
+        why := first_loss_explained(measured.val_loss, stage.run.stage, stage.run.ladder.model.vocab_size)
+    ):
+        shown.report(why)
+    stage.reports.write_row(state, epoch=_epochs(stage), at="evaluation")
+    stage.reports.tell(state, measured)
     stage.pace.count_evaluation(time.perf_counter() - tick)
     refit(stage)
+
+
+def _epochs(stage: Stage, step: int | None = None) -> float:
+    """How often the stage's own text has been read after that step, else by now."""
+    step = stage.state.step if step is None else step
+    return stage.batches.epoch(step + stage.state.batch_offset)
+
+
+def _ended_an_epoch(stage: Stage) -> bool:
+    """Whether the last step did; not if epochs are so short that rows would say no more than the log does."""
+    step = stage.state.step
+    is_short = _epochs(stage, stage.learner.stage.log_interval) - _epochs(stage, 0) > 1
+    return not is_short and int(_epochs(stage)) > int(_epochs(stage, step - 1))
 
 
 def _leave(stage: Stage) -> None:
@@ -290,7 +317,7 @@ def _leave(stage: Stage) -> None:
 def _finish(stage: Stage) -> None:
     """Save the best weights as the result and print the next command."""
     state, ladder, name = stage.state, stage.run.ladder, stage.run.stage.name
-    stage.checkpoints.finish(state)
+    best = stage.checkpoints.finish(state)
     stage.log.write(
         "finished",
         step=state.step,
@@ -304,6 +331,9 @@ def _finish(stage: Stage) -> None:
         f"stage {name} finished ({why}) after {state.step:,} steps and {duration_text(state.train_seconds)} of "
         f"training: val_loss {state.best_loss:.4f} at step {state.best_step:,} -> {stage.checkpoints.files.result}"
     )
+    stage.learner.load(best)
+    report_forgetting(stage)
+    stage.reports.draw()
     print(f"next: {_next_command(ladder, name)}")
 
 

@@ -39,6 +39,7 @@ from storyladder.runtime.signals import StopRequest
 from storyladder.settings import StageConfig
 from storyladder.stage.checkpoints import Checkpoints
 from storyladder.stage.pace import Pace
+from storyladder.stage.reports import Reports
 from storyladder.stage.start import Start, find_start
 from storyladder.stage.state import TrainState
 
@@ -105,6 +106,7 @@ class Stage:
     log: RunLog
     pace: Pace
     stop: StopRequest
+    reports: Reports
 
 
 def set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Group) -> tuple[Stage, Start]:
@@ -159,6 +161,7 @@ def set_up(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gro
         log=log,
         pace=pace,
         stop=stop,
+        reports=Reports(run, text.tokenizer, build_model, learner, log),
     ), start
 
 

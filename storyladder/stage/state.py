@@ -31,6 +31,10 @@ class TrainState:
     losses_seen: int = 0  # in the running mean and variance of the train loss, for detecting spikes
     loss_mean: float = 0.0
     loss_variance: float = 0.0
+    row_steps: int = 0  # since the last row (stage/reports.py)
+    row_loss: float = 0.0  # the sum of their train losses
+    row_norm: float = 0.0  # and of their gradient norms
+    measured: dict[str, float] = dataclasses.field(default_factory=dict)  # by the last evaluation
     recent_losses: list[float] = dataclasses.field(default_factory=list)  # since the last record
     fitted: dict[str, int | None] = dataclasses.field(default_factory=dict)  # the schedule chosen by --minutes
 
@@ -55,6 +59,12 @@ class TrainState:
         self.loss_variance = _SPIKE_MEMORY * (self.loss_variance + (1 - _SPIKE_MEMORY) * difference**2)
         self.losses_seen += 1
         return z if z is not None and z > _SPIKE else None
+
+    def add_to_row(self, loss: float, grad_norm: float) -> None:
+        """Count a step for the next row."""
+        self.row_steps += 1
+        self.row_loss += loss
+        self.row_norm += grad_norm
 
     def note_skipped(self) -> None:
         """Count a step that changed nothing because its loss or gradient was not finite."""
