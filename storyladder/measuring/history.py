@@ -93,16 +93,19 @@ def read_history(ladder: Ladder, stage: StageConfig) -> History | None:
     evaluations = _in_order([record for record in records if record["event"] == "evaluation"], ("step", "val_loss"))
     if not rows and not evaluations:
         return None
-    start = next((record for record in reversed(records) if record["event"] == "start"), {})
+    start: dict[str, Any] = next((record for record in reversed(records) if record["event"] == "start"), {})
     model = start.get("settings", {}).get("model") or dataclasses.asdict(ladder.model)
     trained = (start.get("settings", {}).get("stages") or [dataclasses.asdict(stage)])[-1]
     columns = np.array([[_number(row, key) for key in _TRAIN] for row in rows], dtype=np.float64).reshape(-1, 4)
     ending = records[-1]["event"] == "finished"
     return History(
-        stage,
-        int(trained["batch_size"] * model["context_length"]),
-        int(model["vocab_size"]),
-        *columns.T,
+        stage=stage,
+        tokens_per_step=int(trained["batch_size"] * model["context_length"]),
+        vocab_size=int(model["vocab_size"]),
+        steps=columns[:, 0],
+        train_loss=columns[:, 1],
+        grad_norm=columns[:, 2],
+        lr=columns[:, 3],
         evaluations=evaluations,
         start=start,
         finished=records[-1] if ending else None,

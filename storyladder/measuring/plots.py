@@ -132,9 +132,10 @@ def stage_figure(history: History, theme: Theme = LIGHT) -> Figure:
 def ladder_figure(histories: list[History], theme: Theme) -> Figure:
     """The losses of all stages, one panel each, as wide as its share of the tokens if that is legible."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import NullFormatter
 
-    figure = Figure(figsize=(8.4, 4), facecolor=theme.paper, layout="constrained")
+    figure = Figure(figsize=(8.4, 4), facecolor=theme.paper, layout=ConstrainedLayoutEngine(wspace=0.01))
     widths = panel_widths(histories)
     axes = figure.subplots(1, len(histories), sharey=True, gridspec_kw={"width_ratios": widths}, squeeze=False)[0]
     low, high = loss_range(histories)
@@ -158,7 +159,6 @@ def ladder_figure(histories: list[History], theme: Theme) -> Figure:
     axes[0].set_ylabel("loss (nats per token)", color=theme.faint)
     _perplexity_scale(axes[-1], theme)
     figure.supxlabel(_ladder_caption(histories), color=theme.faint, fontsize=9)
-    figure.get_layout_engine().set(wspace=0.01)
     return figure
 
 
@@ -185,7 +185,8 @@ def loss_range(histories: list[History]) -> tuple[float, float]:
 def _ladder_caption(histories: list[History]) -> str:
     lives = sorted({life for history in histories if (life := half_life_for(history.steps))})
     smooth = f" (EMA, half-life {' or '.join(f'{life:,}' for life in lives)} steps)" if lives else ""
-    return f"tokens read, all stages together\ndots: validation loss; line: training loss{smooth}; dotted: knows nothing yet"
+    curves = f"dots: validation loss; line: training loss{smooth}; dotted: knows nothing yet"
+    return f"tokens read, all stages together\n{curves}"
 
 
 def _plain(axis: Any, theme: Theme) -> None:
