@@ -24,7 +24,7 @@ from storyladder.measuring.history import (
 )
 from storyladder.measuring.plots import loss_range, panel_widths, perplexity_ticks
 
-_LEFT, _RIGHT, _TOP, _GAP = 42, 48, 26, 10  # pixels
+_LEFT, _RIGHT, _TOP, _GAP = 42, 48, 44, 10  # pixels
 _LOSS, _STRIP, _BETWEEN, _BOTTOM = 270, 56, 22, 34
 _WIDEST_TICK = 46
 
@@ -127,7 +127,7 @@ def _loss_axis(scale: _Scale, width: int) -> str:
 
 def _strip_axis(name: str, scale: _Scale, width: int) -> list[str]:
     ticks = [scale.high / 1.02] if not scale.logarithmic else log_ticks(scale.low, scale.high, 2)
-    parts = [_text(_LEFT, scale.top - 5, name, "tick"), _horizontal(scale.top + _STRIP, width, "grid")]
+    parts = [_text(_LEFT + 5, scale.top - 5, name, "tick"), _horizontal(scale.top + _STRIP, width, "grid")]
     for tick in ticks:
         y = float(scale.y(np.array(tick)))
         parts.append(_text(_LEFT - 8, y + 6, f"{tick:.2g}", "tick end"))
@@ -141,7 +141,7 @@ def _stage_losses(panel: _Panel, scale: _Scale, number: int, bottom: float) -> l
     ln_v = float(scale.y(np.array(history.ln_vocabulary)))
     parts = [f'<path class="border" d="{border}"/>']
     parts.append(f'<path class="nothing" d="M{panel.left:.1f} {ln_v:.1f}h{panel.width:.1f}"/>')
-    parts.append(_text(panel.left + panel.width / 2, _TOP - 8, f"{number}. {history.name}", "name"))
+    parts.append(_text(panel.left + panel.width / 2, _TOP - 12, f"{number}. {history.name}", "name"))
     life = half_life_for(history.steps)
     raw = "train" if life is None else "raw"
     parts.append(_line(panel, scale, history.steps, history.train_loss, raw))

@@ -34,7 +34,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 _WIDE, _NARROW = 760, 350  # pixels of a curve on a desktop and on a phone
 _STORY_WORDS = 110  # of a story in the scrapbook
 _EARLIER = 3  # entries of the first stage in the scrapbook
-_HOTTEST = 0.5  # the relative distance in bits per byte of the strongest color
+_HOTTEST = 4.0  # the relative distance in bits per byte of the strongest color
 
 
 def page(facts: Facts) -> str:
@@ -93,7 +93,7 @@ def _curves(facts: Facts) -> str:
     return (
         "<p>The loss is how surprised the model is by the next token, on average: lower is better. A model that knows "
         f"nothing yet has ln {vocabulary.vocab_size:,} = {vocabulary.ln_vocabulary:.2f} (dotted). Each later stage "
-        "starts with the weights of the one before and meets a text it does not know: the loss jumps up, then falls.</p>"
+        "starts with the weights of the one before and meets text it does not know: the loss jumps up, then falls.</p>"
         f'<figure>{charts}<figcaption><span class="key-val">Dots</span>: loss on validation text, never smoothed; the '
         'first and the lowest have numbers. <span class="key-train">Line</span>: training '
         f"loss{smooth if lives else ''}.</figcaption></figure>{_table(heads, rows)}"
@@ -123,30 +123,29 @@ def _memory(facts: Facts) -> str:
     matrices = facts.matrices()
     if not matrices:
         return _missing("No stage has been evaluated on all texts", facts.ladder.command("evaluate.py"))
+    stages = [stage.name for stage in facts.ladder.stages]
     sentences = "".join(f"<li>{escape(sentence)}</li>" for sentence in facts.forgetting())
     parts = [f"<ul>{sentences}</ul>" if sentences else ""]
-    parts += [_heat_map(matrix) for matrix in matrices]
+    parts += [_heat_map(matrix, stages) for matrix in matrices]
     rows = [row for matrix in matrices for row in matrix.rows.values()]
     return "".join(
         [*parts, f"<details><summary>All figures of the evaluation</summary>{_evaluation_table(rows)}</details>"]
     )
 
 
-def _heat_map(matrix: Matrix) -> str:
+def _heat_map(matrix: Matrix, stages: Sequence[str]) -> str:
     """Checkpoints down, corpora across, in bits per byte; the color is the distance to the best of the column."""
     head = "".join(f"<th>{escape(corpus)}</th>" for corpus in matrix.corpora)
     rows = []
     for checkpoint in matrix.checkpoints:
         cells = "".join(_heat_cell(matrix, checkpoint, corpus) for corpus in matrix.corpora)
-        name = (
-            "untrained" if checkpoint == "untrained" else f"after {checkpoint}" if "/" not in checkpoint else checkpoint
-        )
+        name = f"after {checkpoint}" if checkpoint in stages else checkpoint
         rows.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
     return (
         f'<div class="box"><table class="heat"><thead><tr><th></th>{head}</tr></thead><tbody>'
-        f'{"".join(rows)}</tbody></table></div><p class="note">Bits per byte of validation text, lower is better. Framed: the best on that text; the '
-        f"stronger the color, the further from it. Protocol {escape(matrix.protocol)}: "
-        f"{escape(protocol_text(matrix.protocol))}.</p>"
+        f'{"".join(rows)}</tbody></table></div><p class="note">Bits per byte of validation text, lower is better. '
+        "Framed: the best on that text; the stronger the color, the further from it. Protocol "
+        f"{escape(matrix.protocol)}: {escape(protocol_text(matrix.protocol))}.</p>"
     )
 
 
@@ -155,7 +154,7 @@ def _heat_cell(matrix: Matrix, checkpoint: str, corpus: str) -> str:
     if row is None or worse is None:
         return "<td></td>"
     distance = "best" if worse == 0 else percent(worse)
-    heat = min(0.55, 0.55 * worse / _HOTTEST)
+    heat = 0.6 * min(1.0, math.sqrt(worse / _HOTTEST))
     name = ' class="best"' if worse == 0 else ""
     return f'<td{name} style="--heat:{heat:.3f}">{rounded(row["bits_per_byte"])}<small>{distance}</small></td>'
 
@@ -190,7 +189,7 @@ def _scorecard(facts: Facts) -> str:
         return _missing("The stories have not been counted", facts.ladder.command("evaluate.py", "--scorecard"))
     rows = sorted(facts.scorecard["rows"], key=lambda row: (_place(facts.corpora, row["corpus"]), row["who"] != "real"))
     real = {row["corpus"]: row["metrics"] for row in rows if row["who"] == "real"}
-    head = "".join(f"<th>{_who(row)}<small>{_whole(row.get('stories'))} stories</small></th>" for row in rows)
+    head = "".join(f"<th>{_who(row)}</th>" for row in rows)
     lines = []
     for name in dict.fromkeys(name for row in rows for name in row["metrics"]):
         metric = next(row["metrics"][name] for row in rows if name in row["metrics"])
@@ -198,16 +197,20 @@ def _scorecard(facts: Facts) -> str:
         about = f"<small>{escape(_wanted(metric))}</small>"
         lines.append(f"<tr><th>{escape(name.replace('_', ' '))}{about}</th>{cells}</tr>")
     return (
-        "<p>No model judges these stories; they are counted. Real stories, in gray, are the yardstick: a figure is good "
-        "if it is near theirs. Small figures are 95&#8239;% intervals; ≈ marks a figure whose interval meets that of the "
-        "real stories.</p>"
+        "<p>No model judges these stories; they are counted. Real stories, in gray, are the yardstick: a figure is "
+        "good if it is near theirs. Small figures are 95% intervals; ≈ marks a figure whose interval meets that of "
+        "the real stories.</p>"
         f'<div class="box"><table class="scores"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
         "</table></div>"
     )
 
 
 def _who(row: Mapping[str, Any]) -> str:
-    return escape(f"real, {row['corpus']}" if row["who"] == "real" else str(row["who"]))
+    """The head of a column: real stories or a stage, the corpus, and how many stories."""
+    count = f"{_whole(row.get('stories'))} stories"
+    if row["who"] != "real":
+        return f"{escape(str(row['who']))}<small>{count}</small>"
+    return f"real<small>{escape(row['corpus'])}</small><small>{count}</small>"
 
 
 def _wanted(metric: Mapping[str, Any]) -> str:
@@ -223,7 +226,7 @@ def _score(row: Mapping[str, Any], metric: Mapping[str, Any] | None, real: Mappi
     if metric is None or metric.get("value") is None:
         return '<td class="yardstick"></td>' if is_real else "<td></td>"
     low, high = metric.get("low"), metric.get("high")
-    interval = f"<small>{rounded(low)} to {rounded(high)}</small>" if low is not None and high is not None else ""
+    interval = f"<small>{rounded(low)}&ndash;{rounded(high)}</small>" if low is not None and high is not None else ""
     near = not is_real and bool(interval) and real is not None and real.get("low") is not None
     near = near and real is not None and low <= real["high"] and real["low"] <= high
     name = "yardstick" if is_real else "near" if near else "far"
@@ -243,7 +246,7 @@ def _scrapbook(facts: Facts) -> str:
     for number, prompt in enumerate(prompts):
         cards = "".join(_cards(facts, prompt))
         grown = f'<div class="grown">{cards}</div>'
-        opening = f"“{escape(prompt)} …”"
+        opening = f"<i>{escape(prompt)} …</i>"
         parts.append(
             f"<h3>{opening}</h3>{grown}" if number == 0 else f"<details><summary>{opening}</summary>{grown}</details>"
         )
@@ -297,20 +300,18 @@ def _data(facts: Facts) -> str:
     for text in facts.texts:
         sidecar = text.sidecar
         sources = text.source.repo if text.source else ", ".join(map(str, sidecar["sources"]))
-        cells = (text.name, text.corpus, _whole(sidecar.get("stories")), _whole(sidecar.get("tokens")))
-        left = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         digest = escape(str(sidecar.get("sha256", "")))
         rows.append(
-            f"<tr>{left}<td>{escape(sources)}<small>{escape(text.license)}</small></td>"
-            f'<td class="hash">{digest}</td></tr>'
+            f'<tr><td>{escape(text.name)}<small class="hash">{digest}</small></td><td>{escape(text.corpus)}</td>'
+            f"<td>{_whole(sidecar.get('stories'))}</td><td>{_whole(sidecar.get('tokens'))}</td>"
+            f'<td class="source">{escape(sources)}<small>{escape(text.license)}</small></td></tr>'
         )
-    head = "".join(
-        f"<th>{name}</th>" for name in ("token file", "corpus", "stories", "tokens", "source, license", "SHA-256")
-    )
+    names = ("token file, SHA-256", "corpus", "stories", "tokens", "source, license")
+    head = "".join(f"<th>{name}</th>" for name in names)
     licenses = "".join(f"<li>{escape(line)}</li>" for line in license_lines(facts))
     return (
-        f'<div class="box"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-        f"<ul>{licenses}</ul>"
+        f'<div class="box"><table class="data"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f"</div><ul>{licenses}</ul>"
     )
 
 

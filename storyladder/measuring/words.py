@@ -17,8 +17,8 @@ _PROTOCOLS = {
     "sliding": "windows that overlap by half, so that each token has at least half a context before it",
     "stories": "each story alone, the way models with other tokenizers are compared",
 }
-_MAIN = ("init_from", "replay", "batch_size", "optimizer", "schedule", "max_lr", "min_lr", "warmup_steps", "seed")
-_PLACES = ("name", "corpus", "script", "result_file")
+_MAIN = ("init_from", "replay", "batch_size", "optimizer", "schedule", "max_lr", "min_lr", "warmup_steps")
+_PLACES = ("name", "corpus", "script", "result_file", "seed")
 
 
 def title(facts: Facts) -> str:
@@ -66,12 +66,12 @@ def final_row(facts: Facts) -> dict[str, Any] | None:
 
 def key_figures(facts: Facts) -> list[tuple[str, str]]:
     """The figures below the headline, with their names."""
-    figures = [("parameters", _millions(facts.model.n_params))]
+    figures = [("parameters", short(facts.model.n_params))]
     if facts.histories:
         figures += [("tokens read", short(facts.tokens)), ("training time", duration(facts.seconds))]
     if row := final_row(facts):
-        figures += [(f"perplexity on {row['corpus']}", rounded(row["perplexity"]))]
-        figures += [(f"bits per byte on {row['corpus']}", rounded(row["bits_per_byte"]))]
+        figures += [(f"perplexity, {row['corpus']}", rounded(row["perplexity"]))]
+        figures += [(f"bits per byte, {row['corpus']}", rounded(row["bits_per_byte"]))]
     return figures
 
 
@@ -88,6 +88,7 @@ def settings_rows(facts: Facts) -> tuple[list[list[str]], list[list[str]]]:
     ]
     known = [history.settings for history in histories]
     main += [[name, *(_shown(values.get(name)) for values in known)] for name in _MAIN if any(name in v for v in known)]
+    main.append(["seed", *(str(values.get("seed", "")) for values in known)])
     order = [field.name for field in dataclasses.fields(StageConfig)]
     others = [name for name in (*order, *known[0]) if name not in (*_MAIN, *_PLACES)] if known else []
     rest = [[name, *(_shown(values.get(name)) for values in known)] for name in dict.fromkeys(others)]
@@ -179,9 +180,9 @@ def rounded(value: Any) -> str:
 
 
 def percent(change: float) -> str:
-    """A relative change with its sign: +7 %, +0.4 %."""
+    """A relative change with its sign: +7%, +0.4%."""
     size = 100 * change
-    return f"{size:+,.1f} %" if abs(size) < 2 else f"{size:+,.0f} %"
+    return f"{size:+,.1f}%" if abs(size) < 2 else f"{size:+,.0f}%"
 
 
 def duration(seconds: float) -> str:
