@@ -280,11 +280,18 @@ def test_a_page_of_a_long_training_is_small(full: Ladder) -> None:
     assert text.count('class="story"') == len(PROMPTS) * (3 + 1 + 1), "first, middle and last of stage 1, then the last"
 
 
+@pytest.mark.parametrize("kept", [(1,), (2,), (1, 2), (0, 1, 3)], ids=str)
+def test_short_logs_have_curves_too(toy_ladder: Ladder, kept: tuple[int, ...]) -> None:
+    recorded(toy_ladder, "tiny", *(records()[k] for k in kept))
+    text, card = views(toy_ladder)
+    assert Tags(text).found and text.count("<svg") == 2 and "nan" not in (text + card).lower()
+
+
 def test_the_best_of_each_text_is_marked_and_the_others_are_compared_with_it(full: Ladder) -> None:
     text = views(full)[0]
     assert re.findall(r'class="best"[^>]*>([\d.]+)<small>best', text) == ["0.629", "1.470"]
     assert "1.105<small>+76%" in text and "2.06<small>+40%" in text
-    heats = [float(heat) for heat in re.findall(r"--heat:([\d.]+)", text)]
+    heats = [float(heat) for heat in re.findall(r"--Heat:([\d.]+)", text)]
     assert heats[:2] == [0.6, pytest.approx(0.6 * math.sqrt((4.2 / 1.47 - 1) / 4), abs=1e-3)]
 
 
@@ -314,7 +321,7 @@ def test_the_metadata_of_the_card_is_what_the_hub_reads(full: Ladder) -> None:
 
 
 def test_data_from_the_hub_has_its_license_and_own_text_is_the_owners(full: Ladder) -> None:
-    assert "stated by whoever owns the text" in views(full)[0]
+    assert "as its owner states" in views(full)[0]
     for path in token_files(full, full.stage("tiny")):
         sidecar = path.with_name(path.name + ".json")
         content = json.loads(sidecar.read_text(encoding="utf-8"))
@@ -333,6 +340,7 @@ def test_data_from_the_hub_has_its_license_and_own_text_is_the_owners(full: Ladd
         ('{"format": 2, "rows": []}', "does not have format 1"),
         ('{"format": 1}', "has no list 'rows'"),
         ('{"format": 1, "rows": [{"checkpoint": "tiny"}]}', r"rows\[0\] has no valid 'corpus'"),
+        ('{"format": 1, "rows": [], "forgetting": [{}]}', r"forgetting\[0\] has no valid 'sentence'"),
     ],
 )
 def test_a_damaged_file_is_one_line_that_says_how_to_make_it_again(full: Ladder, content: str, complaint: str) -> None:

@@ -19,6 +19,7 @@ from storyladder.runtime.errors import DataError
 from storyladder.settings import PROJECT, Ladder, ModelConfig
 
 _FORMAT = 1
+_OPTIONAL = ("forgetting",)
 _SAMPLES = "bundled sample stories"  # what the sidecar of such a token file names as its source
 _OF_ROW = {
     "checkpoint": str,
@@ -44,7 +45,7 @@ class TextFile:
         """The license of the text, or what is known of it."""
         if self.source is not None:
             return self.source.license
-        return "MIT, made by Storyladder" if self.is_sample else "stated by whoever owns the text"
+        return "MIT, made by Storyladder" if self.is_sample else "as its owner states"
 
     @property
     def is_sample(self) -> bool:
@@ -156,12 +157,13 @@ def read_facts(ladder: Ladder) -> Facts:
         found = _read(reports / stage.name / "samples.json", again, {"entries": {"step": int, "stories": list}})
         if found is not None:
             samples[stage.name] = found
-    rows = {"who": str, "corpus": str, "metrics": dict}
+    evaluated = {"rows": _OF_ROW, "forgetting": {"sentence": str}}
+    counted = {"rows": {"who": str, "corpus": str, "metrics": dict}}
     return Facts(
         ladder=ladder,
         histories=histories_of(ladder),
-        evaluation=_read(reports / "evaluation.json", ladder.command("evaluate.py"), {"rows": _OF_ROW}),
-        scorecard=_read(reports / "scorecard.json", ladder.command("evaluate.py", "--scorecard"), {"rows": rows}),
+        evaluation=_read(reports / "evaluation.json", ladder.command("evaluate.py"), evaluated),
+        scorecard=_read(reports / "scorecard.json", ladder.command("evaluate.py", "--scorecard"), counted),
         samples=samples,
         texts=list(_texts(ladder)),
         citation=read_citation(PROJECT / "CITATION.cff"),
@@ -179,7 +181,7 @@ def _read(path: Path, again: str, needed: Mapping[str, Mapping[str, type]]) -> d
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise DataError(f"{path} does not have format {_FORMAT}; make it again: {again}")
     for name, fields in needed.items():
-        entries = content.get(name)
+        entries = content.get(name, [] if name in _OPTIONAL else None)
         if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise DataError(f"{path} has no list {name!r}; make it again: {again}")
         for number, entry in enumerate(entries):

@@ -156,7 +156,7 @@ def _heat_cell(matrix: Matrix, checkpoint: str, corpus: str) -> str:
     distance = "best" if worse == 0 else percent(worse)
     heat = 0.6 * min(1.0, math.sqrt(worse / _HOTTEST))
     name = ' class="best"' if worse == 0 else ""
-    return f'<td{name} style="--heat:{heat:.3f}">{rounded(row["bits_per_byte"])}<small>{distance}</small></td>'
+    return f'<td{name} style="--Heat:{heat:.3f}">{rounded(row["bits_per_byte"])}<small>{distance}</small></td>'
 
 
 def _evaluation_table(rows: Iterable[Mapping[str, Any]]) -> str:

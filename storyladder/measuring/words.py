@@ -43,8 +43,8 @@ def _how_good(facts: Facts) -> str:
     if row is None:
         return ""
     text = (
-        f"Guessing the next token of validation text from {row['corpus']}, it is as uncertain as between "
-        f"{rounded(row['perplexity'])} equally likely tokens; knowing nothing, it would be between "
+        f"On validation text from {row['corpus']}, it is as unsure of the next token as if it chose among "
+        f"{rounded(row['perplexity'])} equally likely ones (its perplexity); knowing nothing, it would choose among "
         f"{facts.model.vocab_size:,}. That is {rounded(row['bits_per_byte'])} bits per byte of text."
     )
     unfinished = [history.name for history in facts.histories if not history.finished]
@@ -127,8 +127,7 @@ def license_lines(facts: Facts) -> list[str]:
     own = facts.citation.get("license", "")
     return [
         *lines,
-        f"Weights: {own}, as Storyladder itself, unless whoever trained them chooses another license. The licenses of "
-        "the texts are about the texts.",
+        f"Weights: {own}, like Storyladder itself, unless their owner chooses another license; the texts keep theirs.",
     ]
 
 
