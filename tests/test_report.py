@@ -349,6 +349,17 @@ def test_a_damaged_file_is_one_line_that_says_how_to_make_it_again(full: Ladder,
         write_report(full)
 
 
+def test_a_scorecard_of_another_shape_is_one_line(full: Ladder) -> None:
+    write_json(
+        full.folder("reports") / "scorecard.json",
+        {**a_scorecard(), "rows": [{"who": "x", "corpus": "tiny", "metrics": {"a": 1}}]},
+    )
+    with pytest.raises(
+        DataError, match=r"rows\[0\] has no valid 'metrics'; make it again: python evaluate\.py --scorecard"
+    ):
+        write_report(full)
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(full: Ladder) -> None:
     (full.folder("reports") / "index.html").mkdir()
     with pytest.raises(UserError, match=r"cannot write .*index\.html"):

@@ -18,6 +18,7 @@ from storyladder.measuring.history import History, histories_of
 from storyladder.runtime.errors import DataError
 from storyladder.settings import PROJECT, Ladder, ModelConfig
 
+_Needed = Mapping[str, Mapping[str, type]]  # lists of a file, and the fields of each of their entries
 _FORMAT = 1
 _OPTIONAL = ("forgetting",)
 _SAMPLES = "bundled sample stories"  # what the sidecar of such a token file names as its source
@@ -157,8 +158,8 @@ def read_facts(ladder: Ladder) -> Facts:
         found = _read(reports / stage.name / "samples.json", again, {"entries": {"step": int, "stories": list}})
         if found is not None:
             samples[stage.name] = found
-    evaluated = {"rows": _OF_ROW, "forgetting": {"sentence": str}}
-    counted = {"rows": {"who": str, "corpus": str, "metrics": dict}}
+    evaluated: _Needed = {"rows": _OF_ROW, "forgetting": {"sentence": str}}
+    counted: _Needed = {"rows": {"who": str, "corpus": str, "metrics": dict}}
     return Facts(
         ladder=ladder,
         histories=histories_of(ladder),
@@ -170,8 +171,8 @@ def read_facts(ladder: Ladder) -> Facts:
     )
 
 
-def _read(path: Path, again: str, needed: Mapping[str, Mapping[str, type]]) -> dict[str, Any] | None:
-    """A JSON file of ours, or None if it is not there; `needed` are the fields of each entry of its lists."""
+def _read(path: Path, again: str, needed: _Needed) -> dict[str, Any] | None:
+    """A JSON file of ours, or None if it is not there."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -186,7 +187,11 @@ def _read(path: Path, again: str, needed: Mapping[str, Mapping[str, type]]) -> d
             raise DataError(f"{path} has no list {name!r}; make it again: {again}")
         for number, entry in enumerate(entries):
             for field, kind in fields.items():
-                if not isinstance(entry.get(field), (int, float) if kind is float else kind):
+                value = entry.get(field)
+                valid = isinstance(value, (int, float) if kind is float else kind)
+                if kind is dict and valid:
+                    valid = all(isinstance(part, dict) for part in value.values())
+                if not valid:
                     raise DataError(f"{path}: {name}[{number}] has no valid {field!r}; make it again: {again}")
     return content
 
