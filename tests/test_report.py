@@ -235,7 +235,7 @@ def test_a_recorded_loss_is_that_of_page_and_card(full: Ladder) -> None:
     text, card = (view.replace("\N{NO-BREAK SPACE}", " ") for view in views(full))
     assert all("2.3456" in view and "4 min 01 s" in view and "3.0000" not in view for view in (text, card))
     assert "0.0123" in text, "a setting as it was trained, not as config.py has it"
-    assert "5.76k tokens in" in text and "tiny is not finished" in text
+    assert "5.76k tokens in" in text and "Still unfinished: tiny." in text
 
 
 def test_stories_and_names_are_text_and_not_markup(full: Ladder) -> None:

@@ -348,7 +348,7 @@ def _footer(facts: Facts) -> str:
 
 
 def _missing(what: str, command: str) -> str:
-    return f'<p class="missing">{escape(what)} yet. This makes it: <code>{escape(command)}</code></p>'
+    return f'<p class="missing">{escape(what)} yet. Run <code>{escape(command)}</code></p>'
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

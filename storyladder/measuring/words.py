@@ -48,7 +48,7 @@ def _how_good(facts: Facts) -> str:
         f"{facts.model.vocab_size:,}. That is {rounded(row['bits_per_byte'])} bits per byte of text."
     )
     unfinished = [history.name for history in facts.histories if not history.finished]
-    return text + (f" Training of {_then(unfinished)} is not finished." if unfinished else "")
+    return text + (f" Still unfinished: {', '.join(unfinished)}." if unfinished else "")
 
 
 def final_row(facts: Facts) -> dict[str, Any] | None:
