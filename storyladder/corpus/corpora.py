@@ -41,6 +41,7 @@ class Source:
     revision: str
     files: tuple[RemoteFile, ...]
     val_files: tuple[RemoteFile, ...] = ()  # always downloaded whole, also with --limit-mb
+    license: str = "see the dataset's page"  # as the dataset states it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,8 @@ CORPORA = (
         folders=("tiny", "tinystories"),
         files=re.compile(r"TinyStories.*", re.IGNORECASE),
         register=TINY,
-        source=Source(  # CDLA-Sharing-1.0
+        source=Source(
+            license="CDLA-Sharing-1.0",
             repo="roneneldan/TinyStories",
             revision="f54c09fd23315a6f9c86f9dc80f725de7d8f9c64",
             files=(
@@ -90,7 +92,8 @@ CORPORA = (
         folders=("children", "children_stories"),
         files=re.compile(r"Children-?Stories.*", re.IGNORECASE),
         register=CHILDREN,
-        source=Source(  # Apache-2.0; no validation files, so some stories are held back
+        source=Source(  # no validation files, so some stories are held back
+            license="Apache-2.0",
             repo="ajibawa-2023/Children-Stories-Collection",
             revision="50682ae3fe62733f929fe091691fe639855ffecf",
             files=tuple(RemoteFile(f"Children-Stories-{i}-Final.json", None) for i in range(10)),  # 343 to 346 MB each
@@ -102,7 +105,8 @@ CORPORA = (
         folders=("simple", "simple_stories", "simplestories"),
         files=re.compile(r"Simple-?_?Stories.*|(train|test)-\d+-of-\d+\..*", re.IGNORECASE),
         register=SIMPLE,
-        source=Source(  # MIT
+        source=Source(
+            license="MIT",
             repo="SimpleStories/SimpleStories",
             revision="e63b8adc3b1a1bdc7cac5b500d150b71346b0628",
             files=tuple(

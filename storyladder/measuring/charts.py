@@ -24,9 +24,10 @@ from storyladder.measuring.history import (
 )
 from storyladder.measuring.plots import loss_range, panel_widths, perplexity_ticks
 
-_LEFT, _RIGHT, _TOP, _GAP = 42, 48, 44, 10  # pixels
+_LEFT, _RIGHT, _TOP, _GAP = 42, 48, 50, 10  # pixels
 _LOSS, _STRIP, _BETWEEN, _BOTTOM = 270, 56, 22, 34
 _WIDEST_TICK = 46
+_LETTER, _LINE = 7, 14  # of a stage's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,9 @@ def _stage_losses(panel: _Panel, scale: _Scale, number: int, bottom: float) -> l
     ln_v = float(scale.y(np.array(history.ln_vocabulary)))
     parts = [f'<path class="border" d="{border}"/>']
     parts.append(f'<path class="nothing" d="M{panel.left:.1f} {ln_v:.1f}h{panel.width:.1f}"/>')
-    parts.append(_text(panel.left + panel.width / 2, _TOP - 12, f"{number}. {history.name}", "name"))
+    name = f"{number}. {history.name}"
+    raised = _LINE if number % 2 == 0 and panel.width < _LETTER * len(name) else 0  # next to other names
+    parts.append(_text(panel.left + panel.width / 2, _TOP - 12 - raised, name, "name"))
     life = half_life_for(history.steps)
     raw = "train" if life is None else "raw"
     parts.append(_line(panel, scale, history.steps, history.train_loss, raw))

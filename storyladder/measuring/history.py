@@ -97,7 +97,7 @@ def read_history(ladder: Ladder, stage: StageConfig) -> History | None:
     model = start.get("settings", {}).get("model") or dataclasses.asdict(ladder.model)
     trained = (start.get("settings", {}).get("stages") or [dataclasses.asdict(stage)])[-1]
     columns = np.array([[_number(row, key) for key in _TRAIN] for row in rows], dtype=np.float64).reshape(-1, 4)
-    ending = records[-1]["event"] == "finished"
+    marks = [record for record in records if record["event"] in ("start", "finished")]
     return History(
         stage=stage,
         tokens_per_step=int(trained["batch_size"] * model["context_length"]),
@@ -108,7 +108,7 @@ def read_history(ladder: Ladder, stage: StageConfig) -> History | None:
         lr=columns[:, 3],
         evaluations=evaluations,
         start=start,
-        finished=records[-1] if ending else None,
+        finished=marks[-1] if marks and marks[-1]["event"] == "finished" else None,
     )
 
 

@@ -177,7 +177,7 @@ def panel_widths(histories: list[History]) -> list[float]:
 def loss_range(histories: list[History]) -> tuple[float, float]:
     """The lowest loss, and the highest one that is worth its room: a spike may leave the picture at the top."""
     losses = np.concatenate([part for history in histories for part in (history.train_loss, history.val_loss)])
-    ceiling = 1.5 * max(history.ln_vocabulary for history in histories)
+    ceiling = max(1.5 * histories[0].ln_vocabulary, *(float(h.val_loss.max(initial=0)) for h in histories))
     highest = max(float(losses.max()), histories[0].ln_vocabulary)
     return max(1e-3, float(losses.min())), min(highest, ceiling)
 
