@@ -10,7 +10,7 @@ from storyladder.measuring.diversity import Score
 def bleu(told: Sequence[str], real: Sequence[str], *, order: int = 4) -> Score:
     """Corpus BLEU (0 to 100) with runs of up to `order` words, one reference each, as a function of the places."""
     import numpy as np
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     # Counts of one story add up to those of many: each is counted once, however many subsets are scored.
     metric = BLEU(max_ngram_order=order, effective_order=True, force=True)
@@ -29,7 +29,7 @@ def bleu(told: Sequence[str], real: Sequence[str], *, order: int = 4) -> Score:
 
 def bleu_signature(order: int = 4) -> str:
     """sacrebleu's description of what `bleu` measures; the order is ours, sacrebleu leaves it out."""
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     metric = BLEU(max_ngram_order=order, force=True)
     metric.corpus_score(["a"], [["a"]])

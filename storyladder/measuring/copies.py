@@ -113,9 +113,10 @@ def _gathered_hashes(joined: npt.NDArray[np.int32], place_of_run: Places) -> Has
     return run_hashes(joined)[place_of_run]
 
 
-def _slots(hashes: Hashes) -> npt.NDArray[np.int64]:
+def _slots(hashes: Hashes) -> Places:
     """The highest bits, which depend on all tokens."""
-    return (hashes >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
+    slots: Places = (hashes >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
+    return slots
 
 
 def _common_prefix(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> int:

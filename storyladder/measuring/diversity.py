@@ -32,7 +32,7 @@ def self_bleu(stories: Sequence[list[str]]) -> Score:
 
     Only the counting is ours, because sacrebleu would read all references again for each story and each interval.
     """
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     shared = [_shared_runs(stories, n) for n in range(1, _ORDERS + 1)]
     totals = [len(stories[0]) - n + 1 for n in range(1, _ORDERS + 1)]

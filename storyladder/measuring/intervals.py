@@ -17,8 +17,8 @@ _DRAWS = 2_000
 _GROUPS = 20
 _Z = 1.959963984540054  # of the normal distribution, two-sided 95 %
 # Student's t, two-sided 95 %, for 1 to 19 degrees of freedom: the jackknife has one less than it has groups.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-_T += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093)
+_T = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]
+_T += [2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093]
 
 
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
@@ -35,7 +35,7 @@ def share_interval(count: int, of: int) -> Interval:
     share, z2 = count / of, _Z**2
     middle = (share + z2 / (2 * of)) / (1 + z2 / of)
     half = _Z / (1 + z2 / of) * math.sqrt(share * (1 - share) / of + z2 / (4 * of**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return middle - half if count else 0.0, middle + half if count < of else 1.0  # not 1e-17 by rounding
 
 
 def score_interval(score: Callable[[Sequence[int]], float], n: int) -> Interval:

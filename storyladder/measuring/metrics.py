@@ -6,6 +6,7 @@ A number is a pure function of stories (`Story`) and of what their corpus contai
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -138,16 +139,11 @@ METRICS = (
         mean=lambda story, corpus: text.sentence_length(story),
     ),
     Metric(
-        name="grade_ari",
+        name="reading_grade",
         about="Reading ease as a US school grade, from letters per word and words per sentence (ARI).",
         better="closer",
-        mean=lambda story, corpus: text.grade_ari(story),
-    ),
-    Metric(
-        name="grade_coleman_liau",
-        about="Reading ease as a US school grade, from letters and sentences per 100 words (Coleman-Liau).",
-        better="closer",
-        mean=lambda story, corpus: text.grade_coleman_liau(story),
+        mean=lambda story, corpus: text.reading_grade(story),
+        signature=lambda: f"textstat {importlib.metadata.version('textstat')} automated_readability_index",
     ),
     Metric(
         name="unknown_words",

@@ -10,18 +10,23 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from storyladder.measuring.story_text import Story, sentences, words
+from storyladder.measuring.story_text import WORD, Story, sentences, words
 
 _CAPITALIZED_SHARE = 0.95  # of the uses of a name in mid-sentence
 _MOST_USES_NEEDED, _FEWEST_USES_NEEDED = 50, 5
 _WORDS_PER_USE = 20_000  # a text of a million words needs 50 uses, a smaller one fewer
 # After a letter or a comma, and so never the first word of a sentence or of speech.
-_MID_SENTENCE = re.compile(r"(?<=[a-z,;] )[^\W\d_]+(?:-[^\W\d_]+)*")
+_CAPITALIZED_INSIDE = re.compile(r"(?<=[a-z,;] )[A-Z\u00c0-\u00de][^\W\d_]*(?:-[^\W\d_]+)*")
 _CAPITALIZED = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _NO_NAMES = frozenset(
-    "I Mr Mrs Ms Miss Dr St Sir Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April "
-    "May June July August September October November December Christmas Easter Halloween Thanksgiving English French "
-    "German Spanish Italian Chinese American Earth God TV OK".split()
+    (
+        *("I", "Mr", "Mrs", "Ms", "Miss", "Dr", "St", "Sir", "God", "Earth", "TV", "OK"),
+        *("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+        *("January", "February", "March", "April", "May", "June", "July"),
+        *("August", "September", "October", "November", "December"),
+        *("Christmas", "Easter", "Halloween", "Thanksgiving"),
+        *("English", "French", "German", "Spanish", "Italian", "Chinese", "American"),
+    )
 )
 
 
@@ -38,18 +43,17 @@ def words_of(texts: Iterable[str]) -> CorpusWords:
     seen: Counter[str] = Counter()
     inside: Counter[str] = Counter()
     for text in texts:
-        seen.update(words(text))
-        inside.update(_MID_SENTENCE.findall(text))
+        seen.update(WORD.findall(text))
+        inside.update(_CAPITALIZED_INSIDE.findall(text))
     needed = min(_MOST_USES_NEEDED, max(_FEWEST_USES_NEEDED, sum(seen.values()) // _WORDS_PER_USE))
     names = frozenset(
         word
         for word, uses in inside.items()
         if uses >= needed
-        and word[0].isupper()
         and word not in _NO_NAMES
-        and uses >= _CAPITALIZED_SHARE * (uses + inside[word.lower()])
+        and uses >= _CAPITALIZED_SHARE * (uses + seen[word.lower()])  # written small, a word is in mid-sentence
     )
-    return CorpusWords(frozenset(seen), names)
+    return CorpusWords(frozenset(word for written in seen for word in words(written)), names)
 
 
 def names_in(text: str, names: frozenset[str]) -> list[str]:
@@ -59,15 +63,18 @@ def names_in(text: str, names: frozenset[str]) -> list[str]:
 
 def hero(text: str, names: frozenset[str]) -> str | None:
     """The name that the first two sentences use most, the earlier of two; None without one."""
-    first = names_in(" ".join(sentences(text)[:2]), names)
-    return Counter(first).most_common(1)[0][0] if first else None
+    first = _first_names(text, names)
+    return first.most_common(1)[0][0] if first else None
 
 
-def _thirds(text: str) -> tuple[str, str]:
-    """The first and the last third of a story, in whole sentences, at least one each."""
+def _first_names(text: str, names: frozenset[str]) -> Counter[str]:
+    return Counter(names_in(" ".join(sentences(text)[:2]), names))
+
+
+def _last_names(text: str, names: frozenset[str]) -> Counter[str]:
+    """The names in the last third of a story, in whole sentences."""
     parts = sentences(text)
-    third = max(1, len(parts) // 3)
-    return " ".join(parts[:third]), " ".join(parts[-third:])
+    return Counter(names_in(" ".join(parts[-(len(parts) // 3) :]), names))
 
 
 def hero_kept(story: Story, names: frozenset[str]) -> bool | None:
@@ -75,13 +82,13 @@ def hero_kept(story: Story, names: frozenset[str]) -> bool | None:
     name = hero(story.text, names)
     if name is None or len(sentences(story.text)) < 3:
         return None
-    return name in names_in(_thirds(story.text)[1], names)
+    return name in _last_names(story.text, names)
 
 
 def hero_exchanged(story: Story, names: frozenset[str]) -> bool | None:
-    """Whether another name replaces the hero's in the last third: it stands there more often than in the first."""
+    """Whether other names replace the hero's in the last third: there more often than where the hero is introduced."""
     kept = hero_kept(story, names)
     if kept is None:
         return None
-    first, last = (Counter(names_in(part, names)) for part in _thirds(story.text))
-    return not kept and any(uses > first[name] for name, uses in last.items())
+    first = _first_names(story.text, names)
+    return not kept and any(uses > first[name] for name, uses in _last_names(story.text, names).items())
