@@ -22,7 +22,7 @@ def storyteller(small_gpt: Callable[..., GPT]) -> GPT:
     """A random GPT with GPT-2's vocabulary and a context of 16, in float64: no near ties. Ends a story now and then."""
     model = small_gpt(vocab_size=50257, dtype=torch.float64).eval()
     with torch.no_grad():
-        model.head_weight[EOT] = model.head_weight.mean(0) + model.head_weight[7] * 1.2
+        model.head_weight[EOT] *= 2.5
     return model
 
 
