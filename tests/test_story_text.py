@@ -70,10 +70,19 @@ def test_a_finished_story_ends_by_itself_and_with_a_sentence(whole: str, ended: 
         ("\u201cHi, said Tom. \u201cYes?\u201d", True),
         ("Hi,\u201d said Tom.", True),
         ("\u201cHi, said Tom.", True),
+        ('"Hi, said Tom.\n\nThe end.', True),
+        ('"Once I was small.\n\n"Now I am tall," said Tom.', False),
+        ("\u201cOnce I was small.\n\n\u201cNow I am tall,\u201d said Tom.", False),
     ],
 )
 def test_quotes_that_are_not_closed(whole: str, unclosed: bool) -> None:
     assert text.has_unclosed_quote(story(whole)) is unclosed
+
+
+def test_speech_that_the_limit_of_tokens_cut_is_not_judged() -> None:
+    assert text.has_unclosed_quote(story('A dog ran.\n\n"Stop! Oh', ended=False)) is False
+    assert text.has_unclosed_quote(story('"A dog ran.\n\nIt fell', ended=False)) is True
+    assert text.has_unclosed_quote(story('A dog ran. "Stop! Oh', ended=False)) is None
 
 
 def test_words_per_sentence() -> None:

@@ -11,6 +11,7 @@ OPENING_WORDS = 12  # the longest prompt
 WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")  # don't and merry-go-round are one word each
 _CLOSERS = "\"'\u201d\u2019)*_"  # what may follow the last sentence's end
 _SENTENCE_END = re.compile(rf"[.!?\u2026]+[{re.escape(_CLOSERS)}]*(?=\s|$)")
+_PARAGRAPH_END = re.compile(r"\n\s*\n")
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St)\.$")
 
 
@@ -37,9 +38,9 @@ def words(text: str) -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text that have a word in them; a line break after a blank line ends one too."""
+    """The sentences of a text that have a word in them; the end of a paragraph ends one too."""
     found = []
-    for paragraph in re.split(r"\n\s*\n", text):
+    for paragraph in _PARAGRAPH_END.split(text):
         start = 0
         for match in _SENTENCE_END.finditer(paragraph):
             if not _ABBREVIATION.search(paragraph[start : match.end()]):
@@ -62,16 +63,28 @@ def is_finished(story: Story) -> bool:
     return story.ended and last.rstrip(_CLOSERS)[-1:] in tuple(".!?\u2026")
 
 
-def has_unclosed_quote(story: Story) -> bool:
-    """Whether a double quote is never closed, or closed without being opened."""
-    if story.text.count('"') % 2:
+def has_unclosed_quote(story: Story) -> bool | None:
+    """Whether a double quote is never closed, or closed without being opened; None if no paragraph can be judged.
+
+    Speech may continue in the next paragraph, which then opens with a quote again. The last paragraph of a story that
+    was cut at the limit of tokens may break off in mid-speech.
+    """
+    paragraphs = _PARAGRAPH_END.split(story.text)
+    following = [*(paragraph.lstrip()[:1] in ('"', "\u201c") for paragraph in paragraphs[1:]), False]
+    judged = list(zip(paragraphs, following, strict=True))[: None if story.ended else -1]
+    return any(_is_unbalanced(paragraph, goes_on) for paragraph, goes_on in judged) if judged else None
+
+
+def _is_unbalanced(paragraph: str, goes_on: bool) -> bool:
+    """Whether quotes do not match; one that is open at the end is allowed if the speech goes on."""
+    if paragraph.count('"') % 2 and not goes_on:
         return True
     depth = 0
-    for mark in re.findall("[\u201c\u201d]", story.text):
+    for mark in re.findall("[\u201c\u201d]", paragraph):
         depth += 1 if mark == "\u201c" else -1
         if depth not in (0, 1):
             return True
-    return depth != 0
+    return depth != 0 and not goes_on
 
 
 def sentence_length(story: Story) -> float | None:
