@@ -128,7 +128,7 @@ METRICS = (
     ),
     Metric(
         name="unclosed_quotes",
-        about="Share of stories with a double quote that is never closed, or closed without being opened (cut ends left out).",
+        about="Share of stories with a double quote that is never closed or never opened; cut ends are not judged.",
         better="lower",
         share=lambda story, corpus: text.has_unclosed_quote(story),
     ),

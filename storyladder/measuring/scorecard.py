@@ -6,6 +6,7 @@ the yardstick. Writes reports/scorecard.json. The numbers themselves are in metr
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import importlib.util
@@ -14,8 +15,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,13 @@ FORMAT_VERSION = 1
 _BATCH = 50  # stories told at once; with the default model their cache takes 270 MB
 _SEGMENT_WORDS = 100  # diversity is compared over so many words, or fewer where real stories are shorter
 _FEWEST_WORDS = 10
+_REAL = "real"  # who told the real stories
 _EXTRAS = ("sacrebleu", "textstat")
 
 CheckStop = Callable[[], None]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Sample:
     """A story and the tokens after its prompt."""
 
@@ -61,7 +62,7 @@ class _Sample:
     rest_ids: list[int]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Text:
     """The token files of a corpus, and the real stories chosen from it."""
 
@@ -90,28 +91,27 @@ def write_scorecard(
         install = "python -m pip install -r requirements-report.txt"
         raise UserError(f"the scorecard needs the package {' and '.join(missing)}; run {install}")
     tokenizer = tokenizer_named(ladder.tokenizer)
-    told, chosen = _tell_all(ladder, build_model, tokenizer, n=n, seed=seed, device=device, check_stop=check_stop)
-    texts = {text.name: text for text in chosen}
+    told, texts = _tell_all(ladder, build_model, tokenizer, n=n, seed=seed, device=device, check_stop=check_stop)
     limit = ladder.generate.max_new_tokens
-    real = {name: _real_samples(text.real, tokenizer, limit) for name, text in texts.items()}
+    real = {text.name: _real_samples(text.real, tokenizer, limit) for text in texts}
     length = _common_length([sample.story for samples in real.values() for sample in samples])
-    rows, about = [], {}
-    for name, text in texts.items():
-        report(f"reading the training text of {name}")
+    rows, corpora = [], {}
+    for text in texts:
+        report(f"reading the training text of {text.name}")
         corpus = Corpus(words_of(training_text(text.train, tokenizer, check_stop=check_stop)), length)
-        about[name] = {
+        corpora[text.name] = {
             "training_tokens": len(text.train.ids),
             "tokens_read_for_words": min(len(text.train.ids), WORDS_TOKENS),
             "vocabulary": len(corpus.words.vocabulary),
             "names": len(corpus.words.names),
         }
         groups = {
-            stage.name: told[stage.name] for stage in ladder.stages if stage.corpus == name and stage.name in told
+            stage.name: told[stage.name] for stage in ladder.stages if stage.name in told and stage.corpus == text.name
         }
-        for who, stories in _with_copies({**groups, "real": real[name]}, text.train, tokenizer, check_stop).items():
+        for who, stories in _with_copies({**groups, _REAL: real[text.name]}, text.train, tokenizer, check_stop):
             check_stop()
             metrics = {metric.name: measure(metric, stories, corpus, seed) for metric in METRICS}
-            rows.append({"who": who, "corpus": name, "stories": len(stories), "metrics": metrics})
+            rows.append({"who": who, "corpus": text.name, "stories": len(stories), "metrics": metrics})
     content = {
         "format": FORMAT_VERSION,
         "made": _made(device),
@@ -123,19 +123,21 @@ def write_scorecard(
             "max_new_tokens": limit,
             "words_compared": length,
         },
-        "corpora": about,
+        "corpora": corpora,
         "rows": rows,
-        "samples": {
-            stage: [
-                {"prompt": sample.story.prompt, "seed": seed + i, "story": sample.story.text}
-                for i, sample in enumerate(samples)
-            ]
-            for stage, samples in told.items()
-        },
+        "samples": {stage: _as_plain(samples, seed) for stage, samples in told.items()},
     }
     path = ladder.folder("reports") / "scorecard.json"
     _write(path, content)
     return [*table_lines(content), f"wrote {path}"]
+
+
+def _as_plain(samples: Sequence[_Sample], seed: int) -> list[dict[str, Any]]:
+    """What the JSON keeps of the stories of a stage."""
+    return [
+        {"prompt": sample.story.prompt, "seed": seed + number, "story": sample.story.text}
+        for number, sample in enumerate(samples)
+    ]
 
 
 def _tell_all(
@@ -253,20 +255,17 @@ def _common_length(real: Sequence[Story]) -> int:
 
 def _with_copies(
     groups: dict[str, list[_Sample]], train: TokenFile, tokenizer: Tokenizer, check_stop: CheckStop
-) -> dict[str, list[Story]]:
+) -> Iterator[tuple[str, list[Story]]]:
     """The stories of each group with the number of words they copy, from one pass over the training text."""
-    import dataclasses
-
-    everything = [sample for samples in groups.values() for sample in samples]
-    copies = longest_copies([sample.rest_ids for sample in everything], train.ids, check_stop=check_stop)
-    found = iter(copies)
-    result: dict[str, list[Story]] = {}
+    everything = [sample.rest_ids for samples in groups.values() for sample in samples]
+    found = iter(longest_copies(everything, train.ids, check_stop=check_stop))
     for who, samples in groups.items():
-        result[who] = []
-        for sample, (start, length) in zip(samples, found, strict=False):
+        stories = []
+        for sample in samples:
+            start, length = next(found)
             copied = len(words(tokenizer.decode(sample.rest_ids[start : start + length])))
-            result[who].append(dataclasses.replace(sample.story, copied_words=copied))
-    return result
+            stories.append(dataclasses.replace(sample.story, copied_words=copied))
+        yield who, stories
 
 
 def _made(device: torch.device) -> dict[str, Any]:
@@ -294,15 +293,15 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 def table_lines(content: dict[str, Any]) -> list[str]:
     """The scorecard as a table: one line per number, one column per row of the JSON, values with their intervals."""
     rows, settings = content["rows"], content["settings"]
-    heads = ["", *(f"{row['who']}" if row["who"] != "real" else f"real {row['corpus']}" for row in rows)]
-    lines = [["stories", *(f"{row['stories']:,}" for row in rows)]]
+    lines = [["", *(row["who"] if row["who"] != _REAL else f"{_REAL} {row['corpus']}" for row in rows), "better"]]
+    lines += [["stories", *(f"{row['stories']:,}" for row in rows), ""]]
     for metric in METRICS:
-        lines.append([metric.name, *(_cell(row["metrics"][metric.name]) for row in rows)])
-    lines = [heads, *lines, ["better", *("" for _ in rows)]][:-1]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+        lines.append([metric.name, *(_cell(row["metrics"][metric.name]) for row in rows), metric.better])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
         f"{content['n']} stories per stage, seed {content['seed']}, temperature {settings['temperature']:g}, "
-        f"top_k {settings['top_k']}, at most {settings['max_new_tokens']:,} tokens; 95 % intervals in brackets",
+        f"top_k {settings['top_k']}, at most {settings['max_new_tokens']:,} tokens; 95 % intervals in brackets; "
+        "closer: to the real stories",
         *("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines),
     ]
 
@@ -311,8 +310,5 @@ def _cell(number: dict[str, Any]) -> str:
     """A value and its interval."""
     if number["value"] is None:
         return "-"
-    value, low, high = (f"{number[key]:.3g}" if abs(number[key]) < 1000 else f"{number[key]:,.0f}" for key in _VALUES)
+    value, low, high = (f"{number[key]:.3g}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
-
-
-_VALUES = ("value", "low", "high")
