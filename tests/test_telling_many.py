@@ -50,12 +50,19 @@ def test_some_of_these_stories_end_by_themselves_and_some_do_not(storyteller: GP
 
 
 def test_progress_counts_finished_stories(storyteller: GPT) -> None:
-    shown: list[int] = []
+    shown: list[tuple[int, float]] = []
     settings = GenerateConfig(temperature=1.0, top_k=3, max_new_tokens=40)
     tell_many(
-        storyteller, gpt2_tokenizer(), PROMPTS, settings=settings, seeds=range(20, 26), device=CPU, show=shown.append
+        storyteller,
+        gpt2_tokenizer(),
+        PROMPTS,
+        settings=settings,
+        seeds=range(20, 26),
+        device=CPU,
+        show=lambda *how: shown.append(how),
     )
-    assert shown == sorted(shown) and shown[0] == 0 and 0 < shown[-1] < 6
+    assert shown == sorted(shown) and shown[0] == (0, 0.0)
+    assert 0 < shown[-1][0] < 6 and 0.5 < shown[-1][1] < 1.0
 
 
 @pytest.mark.parametrize("length", [1, 5, 30])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -201,15 +202,9 @@ def _tell(
     check_stop: CheckStop,
 ) -> list[_Sample]:
     """One stage's continuations of the openings of real stories."""
-    samples, began, limit = [], time.monotonic(), ladder.generate.max_new_tokens
+    samples, limit = [], ladder.generate.max_new_tokens
     with Progress(f"stories of {stage.name}", step=0, max_steps=len(real)) as bar:
-
-        def show(done: int) -> None:
-            check_stop()
-            spent = time.monotonic() - began
-            left = f"{duration_text(spent / done * (len(real) - done))} left" if done else "..."
-            bar.show(done, len(real), left)
-
+        show = _Telling(bar, len(real), check_stop)
         for start in range(0, len(real), _BATCH):
             batch = real[start : start + _BATCH]
             told = tell_many(
@@ -219,7 +214,7 @@ def _tell(
                 settings=ladder.generate,
                 seeds=range(seed + start, seed + start + len(batch)),
                 device=device,
-                show=lambda done, start=start: show(start + done),  # type: ignore[misc]
+                show=functools.partial(show, start, len(batch)),
             )
             for one, story in zip(told, batch, strict=True):
                 check_stop()
@@ -233,8 +228,23 @@ def _tell(
                     forced=tokenizer.decode(forced),
                 )
                 samples.append(_Sample(continued, one.rest))
-        bar.show(len(real), len(real), f"took {duration_text(time.monotonic() - began)}")
     return samples
+
+
+class _Telling:
+    """How far the telling is, and for how long it lasts at most: most stories end before the limit of tokens."""
+
+    def __init__(self, bar: Progress, stories: int, check_stop: CheckStop) -> None:
+        self._bar, self._stories, self._check_stop = bar, stories, check_stop
+        self._began = time.monotonic()
+
+    def __call__(self, before: int, batch: int, finished: int, read: float) -> None:
+        """`finished` of a batch of stories, the longest of which are told to the part `read`, `before` others."""
+        self._check_stop()
+        told = before + batch * read  # if none ended early
+        left = (time.monotonic() - self._began) / told * (self._stories - told) if told else None
+        text = "" if left is None else f"at most {duration_text(left)} left"
+        self._bar.show(before + finished, self._stories, text)
 
 
 def _real_samples(real: Sequence[RealStory], tokenizer: Tokenizer, limit: int) -> list[_Sample]:
