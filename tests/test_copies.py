@@ -28,9 +28,12 @@ def by_brute_force(text: list[int], stream: list[int]) -> int:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("block", [3, 64, 1 << 20])
-def test_the_longest_run_is_the_one_that_brute_force_finds(seed: int, block: int) -> None:
+@pytest.mark.parametrize(("block", "candidates"), [(3, 1 << 22), (64, 7), (1 << 20, 1 << 22)])
+def test_the_longest_run_is_the_one_that_brute_force_finds(
+    seed: int, block: int, candidates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two or three types of tokens, so that long and overlapping matches abound."""
+    monkeypatch.setattr(copies, "_CANDIDATES", candidates)
     generator = np.random.default_rng(seed)
     stream = generator.integers(0, 2 + seed % 2, 150).astype(np.uint16)
     texts = [generator.integers(0, 2 + seed % 2, size).tolist() for size in (0, 5, 8, 40, 60)]

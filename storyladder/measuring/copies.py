@@ -19,6 +19,7 @@ SEED = 8  # tokens; shorter copies are not looked for: every text shares them
 _BLOCK = 1 << 20  # tokens of the file at a time
 _TABLE_BITS = 22  # of the first, coarse test: is there any run with a hash like this?
 _FACTOR = 0x9E3779B97F4A7C15  # odd, so that no token is lost modulo 2**64
+_CANDIDATES = 1 << 22  # compared at a time, some 200 MB
 _NONE = -1  # no token
 
 Hashes = npt.NDArray[np.uint64]
@@ -58,7 +59,8 @@ class _Index:
         self.length_S = np.zeros(len(texts), dtype=np.int64)
         # One array with an impossible token before each text and after the last, which ends every match.
         self._joined = np.concatenate([np.array([_NONE, *text], dtype=np.int32) for text in [*texts, []]])
-        self._first_S = np.cumsum([0, *(len(text) + 1 for text in texts)])[:-1] + 1
+        self._end_S = np.cumsum([len(text) + 1 for text in texts], dtype=np.int64)
+        self._first_S = self._end_S - [len(text) for text in texts]
         lengths = [max(0, len(text) - SEED + 1) for text in texts]
         text_of_run = np.repeat(np.arange(len(texts)), lengths)
         places = [first + np.arange(length) for first, length in zip(self._first_S, lengths, strict=True)]
@@ -77,9 +79,12 @@ class _Index:
         likely = np.flatnonzero(self._coarse[_slots(hashes)])
         first = np.searchsorted(self._hashes, hashes[likely], side="left")
         count = np.searchsorted(self._hashes, hashes[likely], side="right") - first
-        where = np.repeat(likely, count) + offset
-        within = np.arange(len(where)) - np.repeat(np.cumsum(count) - count, count)
-        self._extend(where, np.repeat(first, count) + within, stream)
+        # A loop in a text and one in the stream have very many candidates in common: some at a time.
+        cuts = np.searchsorted(np.cumsum(count), np.arange(_CANDIDATES, count.sum(), _CANDIDATES))
+        for part in np.split(np.arange(len(likely)), cuts):
+            where = np.repeat(likely[part], count[part]) + offset
+            within = np.arange(len(where)) - np.repeat(np.cumsum(count[part]) - count[part], count[part])
+            self._extend(where, np.repeat(first[part], count[part]) + within, stream)
 
     def _extend(self, where_M: Places, runs_M: Places, stream: Ids) -> None:
         """Verify and extend M candidates: places in the stream, and the runs with the same hash."""
@@ -88,7 +93,7 @@ class _Index:
         earlier = (where_M > 0) & (self._joined[place_M - 1] == stream[np.maximum(where_M - 1, 0)])
         hope = self._reaches(where_M, text_M, place_M, stream) & ~earlier
         for where, text, place in zip(where_M[hope], text_M[hope], place_M[hope], strict=True):
-            own = self._joined[place : self._joined_end(text)]
+            own = self._joined[place : self._end_S[text]]
             length = _common_prefix(own, stream[where : where + len(own)])
             if length >= SEED and length > self.length_S[text]:
                 self.start_S[text], self.length_S[text] = place - self._first_S[text], length
@@ -96,14 +101,10 @@ class _Index:
     def _reaches(self, where_M: Places, text_M: Places, place_M: Places, stream: Ids) -> npt.NDArray[np.bool_]:
         """Whether the token that would make a candidate longer than its text's best match is the stream's."""
         best_M = self.length_S[text_M]
-        inside = (where_M + best_M < len(stream)) & (place_M + best_M < self._joined_end(text_M))
+        inside = (where_M + best_M < len(stream)) & (place_M + best_M < self._end_S[text_M])
         own = self._joined[np.where(inside, place_M + best_M, 0)]
         result: npt.NDArray[np.bool_] = inside & (own == stream[np.where(inside, where_M + best_M, 0)])
         return result
-
-    def _joined_end(self, text: Any) -> Any:
-        """Where texts end in the joined array."""
-        return np.append(self._first_S[1:] - 1, len(self._joined) - 1)[text]
 
 
 def _gathered_hashes(joined: npt.NDArray[np.int32], place_of_run: Places) -> Hashes:

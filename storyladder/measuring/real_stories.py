@@ -63,6 +63,7 @@ def training_text(
     stride = max(_PART, size // parts)
     for start in range(0, size, stride):
         check_stop()
+        file.check_size()
         ids = file.ids[
             _story_start(file.ids, start, tokenizer.eot) : _story_start(file.ids, start + _PART, tokenizer.eot)
         ]

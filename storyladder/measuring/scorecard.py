@@ -268,7 +268,12 @@ def _with_copies(
 ) -> Iterator[tuple[str, list[Story]]]:
     """The stories of each group with the number of words they copy, from one pass over the training text."""
     everything = [sample.rest_ids for samples in groups.values() for sample in samples]
-    found = iter(longest_copies(everything, train.ids, check_stop=check_stop))
+
+    def check() -> None:
+        check_stop()
+        train.check_size()
+
+    found = iter(longest_copies(everything, train.ids, check_stop=check))
     for who, samples in groups.items():
         stories = []
         for sample in samples:
