@@ -186,6 +186,7 @@ def test_real_stories_are_chosen_by_seed_once_each_and_cut_at_the_opening(tmp_pa
     assert again == chosen[:5] != other
     story = chosen[0]
     assert story.cut(len(story.rest_ids) + 1, tokenizer) == (story.rest, story.rest_ids, True)
+    assert story.cut(len(story.rest_ids), tokenizer)[2] is False  # a model has no token left for the end
     text, ids, ended = story.cut(10, tokenizer)
     assert (text, ids, ended) == (tokenizer.decode(story.rest_ids[:10]), story.rest_ids[:10], False)
 
