@@ -50,6 +50,7 @@ _BATCH = 50  # stories told at once; with the default model their cache takes 27
 _SEGMENT_WORDS = 100  # diversity is compared over so many words, or fewer where real stories are shorter
 _FEWEST_WORDS = 10
 _REAL = "real"  # who told the real stories
+_WANTED = {"higher": "higher", "lower": "lower", "closer": "closer to real"}
 _EXTRAS = ("sacrebleu", "textstat")
 
 CheckStop = Callable[[], None]
@@ -306,19 +307,22 @@ def _write(path: Path, content: dict[str, Any]) -> None:
 
 
 def table_lines(content: dict[str, Any]) -> list[str]:
-    """The scorecard as a table: one line per number, one column per row of the JSON, values with their intervals."""
-    rows, settings = content["rows"], content["settings"]
-    lines = [["", *(row["who"] if row["who"] != _REAL else f"{_REAL} {row['corpus']}" for row in rows), "better"]]
-    lines += [["stories", *(f"{row['stories']:,}" for row in rows), ""]]
-    for metric in METRICS:
-        lines.append([metric.name, *(_cell(row["metrics"][metric.name]) for row in rows), metric.better])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
+    """The scorecard as one table per corpus: its stages, and its real stories as the yardstick."""
+    settings = content["settings"]
+    lines = [
         f"{content['n']} stories per stage, seed {content['seed']}, temperature {settings['temperature']:g}, "
-        f"top_k {settings['top_k']}, at most {settings['max_new_tokens']:,} tokens; 95 % intervals in brackets; "
-        "closer: to the real stories",
-        *("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines),
+        f"top_k {settings['top_k']}, at most {settings['max_new_tokens']:,} tokens; 95 % intervals in brackets"
     ]
+    for corpus in dict.fromkeys(row["corpus"] for row in content["rows"]):
+        rows = [row for row in content["rows"] if row["corpus"] == corpus]
+        table = [["", *(row["who"] if row["who"] != _REAL else f"{_REAL} {corpus}" for row in rows), "better"]]
+        table += [["stories", *(f"{row['stories']:,}" for row in rows), ""]]
+        for metric in METRICS:
+            table.append([metric.name, *(_cell(row["metrics"][metric.name]) for row in rows), _WANTED[metric.better]])
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines.append("")
+        lines += ["  ".join(map(str.ljust, line, widths)).rstrip() for line in table]
+    return lines
 
 
 def _cell(number: dict[str, Any]) -> str:
