@@ -42,11 +42,12 @@ def tell_many(
     settings: GenerateConfig,
     seeds: Sequence[int],
     device: torch.device,
-    show: Callable[[int], None] = lambda done: None,
+    show: Callable[[int, float], None] = lambda finished, read: None,
 ) -> list[Told]:
-    """Continue each prompt with its own seed; `show` is called with the number of finished stories before each forward.
+    """Continue each prompt with its own seed. A prompt and its EOT must fit in the context; the model in eval mode.
 
-    A prompt and its EOT must fit in the context. The model must be in eval mode.
+    Before each forward `show` gets the number of finished stories, and the part of the longest possible story that has
+    been read, from 0 to 1.
     """
     context_length = model.config.context_length
     stories = [
@@ -54,10 +55,11 @@ def tell_many(
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
     assert all(story.prompt_length <= context_length for story in stories)
+    longest = settings.max_new_tokens + max((story.prompt_length for story in stories), default=0)
     live, first, read = list(stories), 0, 0  # the cache holds tokens first to read of every live story
     cache: list[list[torch.Tensor]] = [[] for _ in range(model.config.n_layer)]
     while live:
-        show(len(stories) - len(live))
+        show(len(stories) - len(live), read / longest)
         end = max(read + 1, min(story.prompt_length for story in live)) if read == 0 else read + 1
         if end - first > context_length:  # as in story_tokens: the last half is read again
             first = read = end - context_length // 2
