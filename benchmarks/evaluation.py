@@ -138,7 +138,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="weights to use; default random")
     parser.add_argument("--data", type=Path, metavar="FILE", help="a token file; default data/train.bin")
     parser.add_argument("--mb", type=positive_number, default=5.0, metavar="N", help="megabytes of text (5)")
-    parser.add_argument("--minutes", type=positive_number, default=30.0, metavar="N", help="approximate time limit (30)")
+    parser.add_argument("--minutes", type=positive_number, default=30.0, metavar="N", help="time limit, roughly (30)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on one line")
     parser.add_argument("--no-results", action="store_true", help="do not update benchmarks/RESULTS.md")
     return parser.parse(argv)

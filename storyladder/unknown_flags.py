@@ -55,7 +55,10 @@ _ELSEWHERE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("random_seed manual_seed", ("--seed", "seed")),
     ("output output_dir out out_dir outdir save_dir checkpoint_dir ckpt_dir save_path", ("checkpoints",)),
     ("log_dir logdir logging_dir run_dir", ("runs",)),
-    ("input input_dir text text_dir source files folder dir dataset data_dir data_path data", ("--from", "--text", "data")),
+    (
+        "input input_dir text text_dir source files folder dir dataset data_dir data_path data",
+        ("--from", "--text", "data"),
+    ),
     ("val_split val_fraction validation_split", ("val_percent",)),
     ("ckpt ckpt_path checkpoint checkpoint_path weights load model model_path", ("--checkpoint", _FILES)),
     ("init_from pretrained from_checkpoint", ("--checkpoint", "init_from")),

@@ -44,7 +44,7 @@ def score(
             rows = rows_of(protocol, text.ids, text.ends, context=candidate.context, prefix=candidate.prefix)
         else:
             assert protocol == "stories", "windows of several stories compare models of one tokenizer only"
-            rows = _foreign_rows(candidate, text, tally)
+            rows = foreign_rows(candidate, text, tally)
         for batch in batches(rows, _BATCH_TOKENS.get(device.type, _BATCH_TOKENS["cpu"])):
             text.file.check_size()
             nats_N = batch_nats(candidate, batch, device=device, precision=precision)
@@ -56,7 +56,7 @@ def score(
     return tally
 
 
-def _foreign_rows(candidate: Candidate, text: Text, tally: Tally) -> Iterator[Row]:
+def foreign_rows(candidate: Candidate, text: Text, tally: Tally) -> Iterator[Row]:
     """Rows of the same stories in the tokens of another tokenizer; counts the bytes of the stories themselves."""
     end = [] if candidate.eot is None else [candidate.eot]
 
