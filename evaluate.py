@@ -13,7 +13,6 @@ Writes evaluation.json, evaluation.md and heat_map.png into the reports folder, 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 import tempfile
@@ -28,12 +27,10 @@ from storyladder.runtime.errors import UserError, report, user_errors
 from storyladder.settings import Ladder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
 
     from storyladder.corpus.tokenizer import Tokenizer
-    from storyladder.measuring.candidates import Load
+    from storyladder.measuring.candidates import Candidate
     from storyladder.measuring.matrix import Matrix
     from storyladder.measuring.texts import Text
 
@@ -143,7 +140,7 @@ def evaluate(ladder: Ladder, flags: argparse.Namespace, command: str) -> None:
     from storyladder.runtime.machine import keep_freed_memory, machine_line, most_threads, pick_device, pick_precision
     from storyladder.runtime.signals import stop_on_signals
 
-    tokenizer = tokenizer_named(ladder.tokenizer)
+    protocol, tokenizer = protocol_of(ladder, flags), tokenizer_named(ladder.tokenizer)
     device = pick_device(flags.device)
     asked = flags.precision if flags.precision != "auto" else "fp32"
     precision = pick_precision(device, asked, "published numbers are fp32" if asked == "fp32" else "it was asked for")
@@ -154,15 +151,13 @@ def evaluate(ladder: Ladder, flags: argparse.Namespace, command: str) -> None:
             texts = [text_of_file(flags.text, ladder.corpus, tokenizer, Path(folder), stop.check)]
         else:
             texts = validation_texts(ladder, tokenizer, report)
-        loads, foreign = models(ladder, flags, texts, tokenizer, device)
         matrix = measure_matrix(
-            loads,
+            models(ladder, flags, texts[0], tokenizer, device),
             texts,
-            flags.protocol or ("stories" if foreign else "windows"),
+            protocol,
             stages=[stage.name for stage in ladder.stages],
             device=device,
             precision=precision,
-            log=report,
             check_stop=stop.check,
         )
     print("\n".join(table(matrix.rows)))
@@ -176,32 +171,37 @@ def evaluate(ladder: Ladder, flags: argparse.Namespace, command: str) -> None:
         print(json.dumps(matrix.rows[0] if len(matrix.rows) == 1 else matrix.record()))
 
 
-def models(
-    ladder: Ladder, flags: argparse.Namespace, texts: list[Text], tokenizer: Tokenizer, device: torch.device
-) -> tuple[list[Load], bool]:
-    """What loads each model to score, and whether one of them has another tokenizer."""
-    from model import GPT
-    from storyladder.measuring.candidates import of_file, of_stage, stage_candidates, untrained
-    from storyladder.measuring.foreign import load_foreign
-
-    named: list[Load] = []
-    foreign = False
-    for name in flags.checkpoint:
-        if name in [stage.name for stage in ladder.stages]:
-            named.append(functools.partial(of_stage, ladder, name, GPT, tokenizer, device, report))
-        elif Path(name).is_dir():
-            foreign = True
-            named.append(functools.partial(load_foreign, Path(name), texts[0].stories(), device))
-        else:
-            named.append(functools.partial(of_file, Path(name), GPT, tokenizer, device))
+def protocol_of(ladder: Ladder, flags: argparse.Namespace) -> str:
+    """The protocol asked for, else the one that suits the models. UserError if it cannot compare them."""
+    stages = [stage.name for stage in ladder.stages]
+    foreign = any(Path(name).is_dir() for name in flags.checkpoint if name not in stages)
     if foreign and flags.protocol not in (None, "stories"):
         raise UserError(
             f"--protocol {flags.protocol} cannot compare models with different tokenizers; use --protocol stories"
         )
-    if flags.text is not None and named:
-        return named, foreign
-    before: Callable[[], list[Load]] = functools.partial(stage_candidates, ladder, GPT, tokenizer, device, report)
-    return [functools.partial(untrained, ladder, GPT, tokenizer, device, report), *before(), *named], foreign
+    return flags.protocol or ("stories" if foreign else "windows")
+
+
+def models(
+    ladder: Ladder, flags: argparse.Namespace, text: Text, tokenizer: Tokenizer, device: torch.device
+) -> list[Candidate]:
+    """The models to score, all loaded: what is wrong with one shows before an hour of scoring."""
+    from model import GPT
+    from storyladder.measuring.candidates import of_file, of_stage, stages_with_weights, untrained
+    from storyladder.measuring.foreign import load_foreign
+
+    stages = [] if flags.text is not None and flags.checkpoint else stages_with_weights(ladder)
+    found = [untrained(ladder, GPT, tokenizer, device)] if stages else []
+    for name in dict.fromkeys([*stages, *flags.checkpoint]):
+        if name in [stage.name for stage in ladder.stages]:
+            found.append(of_stage(ladder, name, GPT, tokenizer, device, report))
+        elif Path(name).is_dir():
+            found.append(load_foreign(Path(name), text.stories(), device))
+        else:
+            found.append(of_file(Path(name), GPT, tokenizer, device))
+    for note in dict.fromkeys(note for candidate in found for note in candidate.notes):
+        report(f"note: {note}")
+    return found
 
 
 def print_forgetting(matrix: Matrix) -> None:

@@ -21,7 +21,7 @@ from storyladder.learning.vocabulary import start_rows_equal
 from storyladder.measuring import scoring
 from storyladder.measuring.candidates import Candidate, of_file, sha256_of_weights, untrained
 from storyladder.measuring.protocols import padded, rows_of_stories
-from storyladder.measuring.scoring import batch_nats, score, token_nats
+from storyladder.measuring.scoring import batch_nats, check_vocabulary, score, token_nats
 from storyladder.measuring.tally import Tally
 from storyladder.measuring.texts import Text, validation_texts
 from storyladder.results import plain_settings
@@ -177,7 +177,7 @@ def test_windows_equal_the_training_log(toy_data: Ladder, full_precision: Precis
     assert (text.name, result.step, tally.tokens) == ("tiny", best["step"], best["tokens"])
     assert tally.loss == pytest.approx(best["val_loss"], abs=1e-6)
     assert tally.record()["bits_per_byte"] == pytest.approx(best["bits_per_byte"], abs=1e-6)
-    start = untrained(toy_data, GPT, gpt2_tokenizer(), CPU, lambda _: None)
+    start = untrained(toy_data, GPT, gpt2_tokenizer(), CPU)
     tally = score(start, text, "windows", device=CPU, precision=full_precision)
     assert logged[0]["step"] == 0
     assert tally.loss == pytest.approx(logged[0]["val_loss"], abs=1e-6), "what training measures before its first step"
@@ -224,14 +224,12 @@ def test_a_signal_stops_between_batches(
     assert added == [1]
 
 
-def test_checkpoints_that_do_not_fit_are_refused(
-    text: Text, checkpoint: Callable[..., Path], full_precision: Precision
-) -> None:
+def test_checkpoints_that_do_not_fit_are_refused(text: Text, checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError, match=r"trained with tokenizer gpt2:0, but .* gpt2:[0-9a-f]{16}; use"):
         load(checkpoint(tokenizer="gpt2:0"))
     small = load(checkpoint(vocab_size=30))
     with pytest.raises(DataError, match=r"toy holds token 50256, .* vocabulary of only 30 \(0 to 29\)"):
-        score(small, text, "windows", device=CPU, precision=full_precision)
+        check_vocabulary(small, text)
     weights = read_checkpoint(checkpoint())["model"]
     renamed = {name.replace("ln_f", "ln_g"): tensor for name, tensor in weights.items()}
     with pytest.raises(CheckpointError, match="its weights do not match its settings"):

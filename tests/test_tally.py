@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer as Tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from hugging_face import small_tokenizer
 
 from storyladder.corpus.sample_stories import sample_stories
 from storyladder.corpus.tokenizer import EOT, gpt2_tokenizer
@@ -39,18 +38,6 @@ def byte_uniform(bytes_of: Callable[[int], int], eot: int) -> Callable[[np.ndarr
     )
 
 
-def small_tokenizer() -> Tokenizers:
-    """A byte-level BPE of 400 tokens, trained here."""
-    tokenizer = Tokenizers(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        STORIES, trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["</s>"])
-    )
-    return tokenizer
-
-
 def check(tally: Tally, stories: int) -> None:
     record = tally.record()
     assert record["bits_per_byte_text"] == pytest.approx(8, abs=1e-9)
@@ -67,7 +54,7 @@ def test_a_model_that_is_uniform_over_bytes_has_8_bits_per_byte_under_two_tokeni
         ours.text_bytes += int(tokens[targets_N].sum())
     check(ours, len(STORIES))
 
-    small = small_tokenizer()
+    small = small_tokenizer(STORIES)
     eos = small.token_to_id("</s>")
     other = Candidate(
         name="other",

@@ -20,7 +20,7 @@ from storyladder.learning.packing import unpack_weights
 from storyladder.learning.vocabulary import CompactVocabulary, start_rows_equal
 from storyladder.results import StageFiles, load_result, stage_command
 from storyladder.runtime.checkpoint import Payload, read_checkpoint
-from storyladder.runtime.errors import CheckpointError, DataError
+from storyladder.runtime.errors import CheckpointError
 from storyladder.settings import Ladder, ModelConfig
 from storyladder.telling.teller import model_config
 
@@ -55,23 +55,10 @@ class Candidate:
         return self.vocabulary.log_unseen if self.vocabulary else 0.0
 
 
-Load = Callable[[], Candidate]  # models are loaded one at a time, when their turn comes
-
-
-def stage_candidates(
-    ladder: Ladder,
-    build_model: BuildModel,
-    tokenizer: Tokenizer,
-    device: torch.device,
-    log: Callable[[str], None],
-) -> list[Load]:
-    """Every stage with a result, or with best weights so far, lowest first. CheckpointError if there is none."""
-    found: list[Load] = []
-    for stage in ladder.stages:
-        files = StageFiles.of(ladder, stage)
-        if not (files.result.exists() or files.best.exists()):
-            continue
-        found.append(lambda name=stage.name: of_stage(ladder, name, build_model, tokenizer, device, log))  # type: ignore[misc]
+def stages_with_weights(ladder: Ladder) -> list[str]:
+    """The stages with a result, or with best weights so far, lowest first. CheckpointError if there is none."""
+    files = {stage.name: StageFiles.of(ladder, stage) for stage in ladder.stages}
+    found = [name for name, own in files.items() if own.result.exists() or own.best.exists()]
     if not found:
         first = stage_command(ladder, ladder.stages[0].name)
         raise CheckpointError(f"no stage has a result in {ladder.folder('checkpoints')}; train one: {first}")
@@ -110,9 +97,7 @@ def of_file(path: Path, build_model: BuildModel, tokenizer: Tokenizer, device: t
     return _own(str(path), path, read_checkpoint(path), build_model, tokenizer, device)
 
 
-def untrained(
-    ladder: Ladder, build_model: BuildModel, tokenizer: Tokenizer, device: torch.device, log: Callable[[str], None]
-) -> Candidate:
+def untrained(ladder: Ladder, build_model: BuildModel, tokenizer: Tokenizer, device: torch.device) -> Candidate:
     """The weights that the first stage starts from, before any update."""
     stage = ladder.stages[0]
     with torch.random.fork_rng(devices=[]):
@@ -189,15 +174,6 @@ def _loaded(
         weights_sha256=sha256_of_weights(weights),
         vocabulary=vocabulary.to(device),
     )
-
-
-def check_vocabulary(candidate: Candidate, largest_id: int, text_name: str) -> None:
-    """DataError if a text holds tokens that a model of ours does not have."""
-    if largest_id >= candidate.vocab_size:
-        raise DataError(
-            f"{text_name} holds token {largest_id}, but {candidate.name} has a vocabulary of only "
-            f"{candidate.vocab_size:,} (0 to {candidate.vocab_size - 1}); use another checkpoint or --text FILE"
-        )
 
 
 def sha256_of_weights(weights: dict[str, Any]) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from storyladder.measuring.candidates import Candidate, Load
+from storyladder.measuring.candidates import Candidate
 from storyladder.measuring.forgetting import Forgetting, Nats, forgetting
 from storyladder.measuring.protocols import stride_of
-from storyladder.measuring.scoring import score
+from storyladder.measuring.scoring import check_vocabulary, score
 from storyladder.measuring.texts import Text
 from storyladder.runtime.machine import Precision
 
@@ -31,31 +32,28 @@ class Matrix:
 
 
 def measure_matrix(
-    loads: Iterable[Load],
+    candidates: Sequence[Candidate],
     texts: Sequence[Text],
     protocol: str,
     *,
     stages: Sequence[str],
     device: torch.device,
     precision: Precision,
-    log: Callable[[str], None],
     check_stop: Callable[[], None] = lambda: None,
 ) -> Matrix:
-    """Score every model on every text, one model in memory at a time. `stages` are the ladder's, lowest first."""
+    """Score every model on every text. `stages` are the ladder's, lowest first.
+
+    DataError before anything is scored if a text and the vocabulary of a model do not fit.
+    """
+    for candidate, text in itertools.product(candidates, texts):
+        check_vocabulary(candidate, text)
     rows: list[MEASURED_ROW] = []
     nats: dict[tuple[str, str], Nats] = {}
-    for load in loads:
-        check_stop()
-        candidate = load()
-        for note in candidate.notes:
-            log(f"note: {note}")
-        for text in texts:
-            tally = score(candidate, text, protocol, device=device, precision=precision, check_stop=check_stop)
-            about = _about(candidate, text, protocol, precision)
-            rows.append({**about, **tally.record(), "change": None})
-            if candidate.name in stages:
-                nats[candidate.name, text.name] = tally.story_nats
-        del candidate  # its memory is for the next one
+    for candidate, text in itertools.product(candidates, texts):
+        tally = score(candidate, text, protocol, device=device, precision=precision, check_stop=check_stop)
+        rows.append({**_about(candidate, text, protocol, precision), **tally.record(), "change": None})
+        if candidate.name in stages:
+            nats[candidate.name, text.name] = tally.story_nats
     _add_changes(rows, stages)
     return Matrix(rows, forgetting(stages, [text.name for text in texts], nats))
 

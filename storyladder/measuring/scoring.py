@@ -14,11 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from storyladder.layers.kernels import kernels_for
-from storyladder.measuring.candidates import Candidate, check_vocabulary
+from storyladder.measuring.candidates import Candidate
 from storyladder.measuring.protocols import Batch, Row, batches, rows_of, rows_of_stories
 from storyladder.measuring.tally import Tally
 from storyladder.measuring.texts import Text
-from storyladder.runtime.errors import OutOfMemory
+from storyladder.runtime.errors import DataError, OutOfMemory
 from storyladder.runtime.machine import Precision, is_out_of_memory
 
 _BATCH_TOKENS = {"cpu": 4096, "cuda": 1 << 16}
@@ -35,11 +35,10 @@ def score(
     precision: Precision,
     check_stop: Callable[[], None] = lambda: None,
 ) -> Tally:
-    """Score a whole text. DataError if the text and the model's vocabulary do not fit, OutOfMemory for one row."""
+    """Score a whole text, whose tokens the model knows (check_vocabulary). OutOfMemory if not even one row fits."""
     tally = Tally.of(text.n_stories)
     with tqdm(unit="tok", unit_scale=True, desc=f"{candidate.name} on {text.name}", leave=False, disable=None) as bar:
         if candidate.encode is None:
-            check_vocabulary(candidate, text.file.sidecar.largest_id, text.name)
             bar.total = len(text.ids)
             rows = rows_of(protocol, text.ids, text.ends, context=candidate.context, prefix=candidate.prefix)
         else:
@@ -54,6 +53,16 @@ def score(
             bar.update(len(targets_N))
             check_stop()
     return tally
+
+
+def check_vocabulary(candidate: Candidate, text: Text) -> None:
+    """DataError if a text holds tokens that a model with our tokenizer does not have."""
+    largest = text.file.sidecar.largest_id
+    if candidate.encode is None and largest >= candidate.vocab_size:
+        raise DataError(
+            f"{text.name} holds token {largest}, but {candidate.name} has a vocabulary of only "
+            f"{candidate.vocab_size:,} (0 to {candidate.vocab_size - 1}); use another --checkpoint or --text"
+        )
 
 
 def foreign_rows(candidate: Candidate, text: Text, tally: Tally) -> Iterator[Row]:

@@ -58,20 +58,20 @@ class Text:
 
 def validation_texts(ladder: Ladder, tokenizer: Tokenizer, log: Callable[[str], None]) -> list[Text]:
     """The validation file of every corpus that has one. DataError if there is none, or if one is damaged."""
-    texts = []
-    for stage in {stage.corpus: stage for stage in reversed(ladder.stages)}.values():
-        _, path = token_files(ladder, stage)
-        if not path.exists():
-            log(f"note: corpus {stage.corpus} has no {path}; to create it: python prepare_data.py")
-            continue
-        file = open_token_file(path, tokenizer=tokenizer.fingerprint, vocab_size=tokenizer.vocab_size)
-        texts.append(Text(stage.corpus, file, tokenizer, file.fingerprint))
-    if not texts:
+    paths = {stage.corpus: token_files(ladder, stage)[1] for stage in ladder.stages}
+    there = {corpus: path for corpus, path in paths.items() if path.exists()}
+    if not there:
         raise DataError(
             f"there is no validation text in {ladder.folder('data')}; create it with python prepare_data.py, "
             "or give any text with --text FILE"
         )
-    return texts[::-1]
+    for corpus in [corpus for corpus in paths if corpus not in there]:
+        log(f"note: corpus {corpus} has no {paths[corpus]}; to create it: {ladder.command('prepare_data.py')}")
+    texts = []
+    for corpus, path in there.items():
+        file = open_token_file(path, tokenizer=tokenizer.fingerprint, vocab_size=tokenizer.vocab_size)
+        texts.append(Text(corpus, file, tokenizer, file.fingerprint))
+    return texts
 
 
 def text_of_file(
