@@ -146,7 +146,8 @@ def evaluate(ladder: Ladder, flags: argparse.Namespace, command: str) -> None:
     precision = pick_precision(device, asked, "published numbers are fp32" if asked == "fp32" else "it was asked for")
     torch.set_num_threads(most_threads())
     keep_freed_memory()
-    with stop_on_signals() as stop, tempfile.TemporaryDirectory(prefix="storyladder-") as folder:
+    own_folder = tempfile.TemporaryDirectory(prefix="storyladder-", ignore_cleanup_errors=True)  # Windows: still mapped
+    with stop_on_signals() as stop, own_folder as folder:
         if flags.text is not None:
             texts = [text_of_file(flags.text, ladder.corpus, tokenizer, Path(folder), stop.check)]
         else:

@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from hugging_face import llama_folder
 from running import TOY_CONFIG, refusal, run_script
 
+import evaluate
 from model import GPT
 from storyladder.command_line import load_ladder
 from storyladder.corpus.corpora import token_files
@@ -24,14 +25,16 @@ from storyladder.corpus.sample_stories import sample_stories
 from storyladder.corpus.token_file import TokenWriter
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.learning.network import EMBEDDING
+from storyladder.measuring.candidates import untrained
 from storyladder.measuring.evaluation_files import table, write_evaluation
 from storyladder.measuring.forgetting import Forgetting
 from storyladder.measuring.heat_map import draw_heat_map
-from storyladder.measuring.matrix import Matrix
+from storyladder.measuring.matrix import Matrix, measure_matrix
 from storyladder.measuring.texts import text_of_file, validation_texts
 from storyladder.results import StageFiles, plain_settings
 from storyladder.runtime.checkpoint import save_checkpoint
-from storyladder.runtime.errors import DataError, SaveFailed
+from storyladder.runtime.errors import CheckpointError, DataError, SaveFailed
+from storyladder.runtime.machine import Precision
 from storyladder.settings import CorpusConfig, Ladder
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -200,6 +203,22 @@ def test_bad_input_is_refused_in_one_line(project: tuple[Path, Ladder], tmp_path
 
 
 # ---- in this process
+
+
+def test_weights_that_are_not_finite_are_refused(project: tuple[Path, Ladder], full_precision: Precision) -> None:
+    _, ladder = project
+    cpu, tokenizer = torch.device("cpu"), gpt2_tokenizer()
+    (text, *_) = validation_texts(ladder, tokenizer, lambda _: None)
+    candidate = replace(
+        untrained(ladder, GPT, tokenizer, cpu), hidden=lambda idx_BT: torch.full((*idx_BT.shape, 16), math.nan)
+    )
+    with pytest.raises(CheckpointError, match="untrained gives nan nats per token on tiny"):
+        measure_matrix([candidate], [text], "windows", stages=["tiny"], device=cpu, precision=full_precision)
+
+
+def test_flags_are_repeated_in_the_command_without_those_of_the_settings() -> None:
+    typed = ["--config", "a.py", "--protocol", "sliding", "--preset=demo", "--checkpoint", "x.pt"]
+    assert evaluate._without_settings(typed) == ["--protocol", "sliding", "--checkpoint", "x.pt"]
 
 
 def row(model: str, corpus: str, bits: float, change: float | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from storyladder.measuring.forgetting import Forgetting, Nats, forgetting
 from storyladder.measuring.protocols import stride_of
 from storyladder.measuring.scoring import check_vocabulary, score
 from storyladder.measuring.texts import Text
+from storyladder.runtime.errors import CheckpointError
 from storyladder.runtime.machine import Precision
 
 MEASURED_ROW = dict[str, Any]
@@ -43,7 +45,8 @@ def measure_matrix(
 ) -> Matrix:
     """Score every model on every text. `stages` are the ladder's, lowest first.
 
-    DataError before anything is scored if a text and the vocabulary of a model do not fit.
+    DataError before anything is scored if a text and the vocabulary of a model do not fit; CheckpointError for
+    weights that are not finite.
     """
     for candidate, text in itertools.product(candidates, texts):
         check_vocabulary(candidate, text)
@@ -51,6 +54,11 @@ def measure_matrix(
     nats: dict[tuple[str, str], Nats] = {}
     for candidate, text in itertools.product(candidates, texts):
         tally = score(candidate, text, protocol, device=device, precision=precision, check_stop=check_stop)
+        if not math.isfinite(tally.nats):
+            raise CheckpointError(
+                f"{candidate.name} gives {tally.loss} nats per token on {text.name}: its weights are not finite; "
+                "use another checkpoint"
+            )
         rows.append({**_about(candidate, text, protocol, precision), **tally.record(), "change": None})
         if candidate.name in stages:
             nats[candidate.name, text.name] = tally.story_nats
