@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants import PROJECT, read_mutants
+from mutants import PROJECT, read_mutants
 
 
 def test_every_listed_fault_can_be_injected_and_names_tests_that_exist() -> None:
