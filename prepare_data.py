@@ -115,15 +115,16 @@ def print_built(name: str, text: CorpusText, built: dict[Path, Sidecar]) -> None
 
 @contextlib.contextmanager
 def kept_from_training(ladder: Ladder, corpus: str) -> Iterator[None]:
-    """Hold the locks of all stages that train on this corpus; refuse if one of them is training now."""
-    from storyladder.corpus.corpora import token_files
+    """Hold the locks of all stages that read this corpus; refuse if one of them is training now."""
+    from storyladder.corpus.corpora import corpus_files
     from storyladder.runtime.lock import locked
 
     with contextlib.ExitStack() as stack:
         for stage in ladder.stages:
             lock = ladder.lock(stage.name)
-            if stage.corpus == corpus and lock.parent.exists():  # without that folder, nothing was ever trained
-                stack.enter_context(locked(lock, token_files(ladder, stage)[0]))
+            reads = (stage.corpus, *(stage.replay or {}))
+            if corpus in reads and lock.parent.exists():  # without that folder, nothing was ever trained
+                stack.enter_context(locked(lock, corpus_files(ladder, corpus)[0]))
         yield
 
 

@@ -112,6 +112,7 @@ class StageConfig:
     script: str  # the script that trains it, in the project's folder
     result_file: str  # its result, in the checkpoints folder
     init_from: str | None = None  # start from the result of this stage; None: random weights
+    replay: dict[str, float] | None = None  # share of each batch from earlier corpora, as {"tiny": 0.1}; None: nothing
     max_steps: int = limited(200_000, 1, 10**9)  # optimizer steps; a maximum if `patience` is set
     batch_size: int = limited(32, 1, 10**6)  # sequences per optimizer step, over all micro-batches and processes
     micro_batch_size: int | None = limited(None, 1, 10**6)  # sequences per forward; None: as memory allows
@@ -243,7 +244,7 @@ class Ladder:
         return re.sub(f"{_COMMAND}|{there}|{_CONFIG_FILE}", as_typed, message)
 
     def folder(self, kind: str) -> Path:
-        """The data, checkpoints, runs or reports folder; a preset other than the default keeps its own in a subfolder."""
+        """The data, checkpoints, runs or reports folder; a subfolder of it for a preset other than the default."""
         base: Path = PROJECT / self.paths.root / getattr(self.paths, kind)
         return base if self.name == DEFAULT_PRESET else base / self.name
 
@@ -335,6 +336,11 @@ def _is_of_type(value: object, kind: Any) -> bool:
         return any(_is_of_type(value, option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple)
+    if typing.get_origin(kind) is dict:
+        key, content = typing.get_args(kind)
+        return isinstance(value, dict) and all(
+            _is_of_type(name, key) and _is_of_type(item, content) for name, item in value.items()
+        )
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
     if kind is int:
@@ -344,6 +350,7 @@ def _is_of_type(value: object, kind: Any) -> bool:
 
 def _type_name(kind: Any) -> str:
     names = {int: "an integer", float: "a finite number", bool: "True or False", str: "a string", type(None): "None"}
+    names[dict[str, float]] = "a dict of names and numbers, such as {'tiny': 0.1},"
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     return " or ".join(names.get(option, getattr(option, "__name__", str(option))) for option in options)
 
@@ -367,6 +374,7 @@ def _own_problems(part: object) -> Iterator[str]:
 
 
 def _stage_problems(stage: StageConfig) -> Iterator[str]:
+    yield from _replay_problems(stage.replay or {})
     for field in ("name", "corpus"):
         if not (value := getattr(stage, field)).isidentifier():
             yield f"{field} is {value!r}; expected letters, digits and _ only, because files are named after it"
@@ -390,6 +398,14 @@ def _stage_problems(stage: StageConfig) -> Iterator[str]:
         )
 
 
+def _replay_problems(replay: dict[str, float]) -> Iterator[str]:
+    for corpus, share in replay.items():
+        if not 0 < share < 1:
+            yield f"replay of {corpus!r} is {share:g}; expected a share between 0 and 1, for example 0.1"
+    if (whole := sum(replay.values())) >= 1:
+        yield f"replay adds up to {whole:g}, which leaves nothing for the stage's own corpus; expected less than 1"
+
+
 def _family_problems(ladder: Ladder) -> Iterator[str]:
     """Conflicts between the stages: each must start from an earlier one, and none may overwrite another's files."""
     if not _is_plain_name(ladder.name) or ladder.name == _RAW:
@@ -401,6 +417,9 @@ def _family_problems(ladder: Ladder) -> Iterator[str]:
         earlier = [other.name for other in before]
         if stage.init_from is not None and stage.init_from not in earlier:
             yield f"{where}init_from is {stage.init_from!r}; expected None or an earlier stage: {earlier or 'none'}"
+        corpora = list(dict.fromkeys(other.corpus for other in before if other.corpus != stage.corpus))
+        for corpus in sorted((stage.replay or {}).keys() - corpora):
+            yield f"{where}replay names {corpus!r}; expected a corpus of an earlier stage: {corpora or 'none'}"
         for field in ("name", "script", "result_file"):
             value = getattr(stage, field)
             if value in [getattr(other, field) for other in before]:

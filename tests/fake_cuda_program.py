@@ -124,7 +124,7 @@ def ahead(
     model, optimizer, rest = parts(number_format, compact=compact, n_layer=n_layer, stage=stage)
     with FAKE:
         stepper = step.Stepper(model, optimizer, stage, micro_batch_size=micro, **rest)
-        return DeviceSteps(stepper, np.zeros(3000, np.uint16), LADDER.model.context_length, GPU)
+        return DeviceSteps(stepper, [np.zeros(3000, np.uint16)], LADDER.model.context_length, GPU)
 
 
 def run_ahead(number_format: str, *, compact: bool, micro: int = STAGE.batch_size, stage: StageConfig = STAGE) -> str:

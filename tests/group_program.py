@@ -89,7 +89,7 @@ def weights_of_steps_ahead(group: Group) -> dict[str, torch.Tensor]:
     stage = dataclasses.replace(STAGE, batch_size=4)
     ids = np.random.default_rng(0).integers(0, 40, 400).astype(np.uint16)
     stepper = stepper_of(model, stage, CompactVocabulary(torch.ones(40, dtype=torch.bool)), group)
-    steps = DeviceSteps(stepper, ids, 12, torch.device("cpu"))
+    steps = DeviceSteps(stepper, [ids], 12, torch.device("cpu"))
     starts = list(np.random.default_rng(1).integers(0, 380, (3, 4)))
     results = steps.take(0, starts, [1e-3] * 3)
     found = {name: parameter.detach() for name, parameter in model.named_parameters()}

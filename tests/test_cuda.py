@@ -82,7 +82,7 @@ def stepper_of(model: GPT, **changes: Any) -> Stepper:
 
 
 def ahead(model: GPT, **changes: Any) -> DeviceSteps:
-    return DeviceSteps(stepper_of(model, **changes), IDS, 64, GPU)
+    return DeviceSteps(stepper_of(model, **changes), [IDS], 64, GPU)
 
 
 def single_steps(model: GPT, **changes: Any) -> list[StepResult]:

@@ -53,7 +53,7 @@ def stepper_of(model: GPT, optimizer: torch.optim.Optimizer, **changes: Any) -> 
 
 
 def steps_of(model: GPT, optimizer: torch.optim.Optimizer, ids: Any = IDS, **changes: Any) -> DeviceSteps:
-    return DeviceSteps(stepper_of(model, optimizer, **changes), ids, T, torch.device("cpu"))
+    return DeviceSteps(stepper_of(model, optimizer, **changes), [ids], T, torch.device("cpu"))
 
 
 def windows(starts: Any, ids: Any = IDS) -> tuple[Tensor, Tensor]:
@@ -103,6 +103,14 @@ def test_a_compact_vocabulary_runs_ahead_too(small_gpt: BuildGPT) -> None:
     optimizer = build_optimizer(model, STAGE)
     results = steps_of(model, optimizer, vocabulary=vocabulary).take(0, some_starts(), LRS)
     assert_same((results, everything(model, optimizer)), expected)
+
+
+def test_the_files_of_a_replay_lie_one_after_the_other(small_gpt: BuildGPT) -> None:
+    model = small_gpt()
+    expected = single_steps(model)
+    optimizer = build_optimizer(model, STAGE)
+    steps = DeviceSteps(stepper_of(model, optimizer), [IDS[:150], IDS[150:]], T, torch.device("cpu"))
+    assert_same((steps.take(0, some_starts(), LRS), everything(model, optimizer)), expected)
 
 
 def test_ids_above_32767_are_read_as_they_are_and_files_in_pieces(

@@ -313,9 +313,13 @@ def test_shares_of_a_batch_and_of_the_validation_windows_are_all_of_them(toy_dat
     import numpy as np
 
     ids = np.arange(16 * 9 + 1 + 5, dtype=np.uint16)
-    batches = TrainBatches(ids, context_length=16, batch_size=6, seed=1)
+    batches = TrainBatches(ids, context_length=16, batch_size=6, seed=1, replay=[(ids + 200, 0.3)])
     parts = [batches.batch(3, Group(rank, 3).share_of(6))[0] for rank in range(3)]
-    assert np.array_equal(np.concatenate(parts), batches.batch(3)[0]) and all(len(part) == 2 for part in parts)
+    assert (
+        np.array_equal(np.concatenate(parts), batches.batch(3)[0])
+        and parts[0].max() >= 200
+        and all(len(part) == 2 for part in parts)
+    )
     windows = ValidationWindows(ids, context_length=16, limit=None, token_bytes_V=np.ones(200, dtype=np.int64))
     for n in (1, 2, 3, 7):
         targets = [

@@ -51,6 +51,7 @@ from storyladder.stage.loop import train_stage
         ([1], {}),
         *(pytest.param(steps, {}, marks=pytest.mark.slow) for steps in ([0], [2], [3], [1, 1, 1], [4])),
         *(pytest.param(steps, MUON, marks=pytest.mark.slow) for steps in ([0], [1, 1, 1])),
+        pytest.param([1, 1, 1], {"replay": {"children": 0.3, "simple": 0.2}}, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("each_precision")

@@ -15,7 +15,7 @@ STAGES = ("tiny", "children", "simple")
 WORD_LIMITS = {"tiny": (60, 150), "children": (120, 260), "simple": (90, 200)}
 
 # The grammar decides what the demo learns, so its losses and stories change with it. After a change that is meant:
-#   python -c "from tests.test_sample_stories import *; print({stage: digest(stage) for stage in STAGES})"
+#   PYTHONPATH=tests python -c "from test_sample_stories import *; print({stage: digest(stage) for stage in STAGES})"
 DIGESTS = {
     "tiny": "fadea72fdf0a8eb6ae933635a32369b1281eb1485aef50de7d4537e500e72fa5",
     "children": "335c8094e038298afb8d9bacc6ee6bbcbdf1c6f5d9cf4cc58ca002ce2cff5f78",

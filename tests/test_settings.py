@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MUON
@@ -266,6 +267,33 @@ def test_a_stage_can_only_start_from_an_earlier_one(toy_ladder: Ladder) -> None:
     tiny, children, simple = toy_ladder.stages
     line = only_problem(replace(toy_ladder, stages=(tiny, children, replace(simple, init_from="chldren"))))
     assert line == "stage 'simple': init_from is 'chldren'; expected None or an earlier stage: ['tiny', 'children']"
+
+
+@pytest.mark.parametrize(
+    ("replay", "line"),
+    [
+        ({"tiny": 0}, "replay of 'tiny' is 0; expected a share between 0 and 1, for example 0.1"),
+        ({"tiny": 1.5}, "replay of 'tiny' is 1.5; expected a share between 0 and 1, for example 0.1"),
+        (0.1, "replay is 0.1; expected a dict of names and numbers, such as {'tiny': 0.1}, or None, for example None"),
+        ({"tiny": "0.1"}, "replay is {'tiny': '0.1'}; expected a dict of names"),
+        ({"children": 0.1}, "replay names 'children'; expected a corpus of an earlier stage: ['tiny']"),
+        ({"simple": 0.1}, "replay names 'simple'; expected a corpus of an earlier stage: ['tiny']"),
+    ],
+)
+def test_replay_takes_shares_of_earlier_corpora(toy_ladder: Ladder, replay: Any, line: str) -> None:
+    tiny, children, simple = toy_ladder.stages
+    found = told(replace(toy_ladder, stages=(tiny, replace(children, replay=replay), simple)))
+    assert found[0].startswith(f"stage 'children': {line}")
+
+
+def test_replay_must_leave_room_for_the_stages_own_text(toy_ladder: Ladder) -> None:
+    tiny, children, simple = toy_ladder.stages
+    both = replace(simple, replay={"tiny": 0.5, "children": 0.5})
+    assert only_problem(replace(toy_ladder, stages=(tiny, children, both))) == (
+        "stage 'simple': replay adds up to 1, which leaves nothing for the stage's own corpus; expected less than 1"
+    )
+    half = replace(simple, replay={"tiny": 0.2, "children": 0.3})
+    assert told(replace(toy_ladder, stages=(tiny, children, half))) == []
 
 
 def test_the_warm_up_must_end_before_the_stage_does(toy_ladder: Ladder) -> None:

@@ -15,7 +15,7 @@ from model import GPT
 from storyladder.results import StageFiles
 from storyladder.runtime.checkpoint import read_checkpoint, save_checkpoint
 from storyladder.runtime.distributed import Group
-from storyladder.runtime.errors import SettingsError, UserError
+from storyladder.runtime.errors import DataError, SettingsError, UserError
 from storyladder.runtime.run_log import read_records
 from storyladder.settings import Ladder
 from storyladder.stage.loop import train_stage
@@ -45,6 +45,23 @@ def test_tokens_that_only_earlier_stages_saw_are_not_forgotten(
         for name in ("tiny", "children")
     )
     assert torch.equal(tiny, children) and int(tiny.sum()) == 61
+
+
+def test_replayed_text_has_its_rows_and_must_not_change(
+    toy_data: Ladder, write_toy_tokens: Callable[..., Path]
+) -> None:
+    """Without an earlier stage that has seen its tokens."""
+    ladder = with_stage(toy_data, "children", init_from=None, replay={"simple": 0.3})
+    interrupt_in_step(ladder, 2, "children")
+    resume = read_checkpoint(files_of(ladder, "children").resume)
+    assert int(resume["seen_tokens"].sum()) == 101, "the 100 of simple, and EOT"
+    assert set(resume["data"]) == {"train_ch.bin", "val_ch.bin", "train_simp.bin"}
+    write_toy_tokens(toy_data.folder("data") / "train_simp.bin", types=100, seed=5)
+    with pytest.raises(UserError, match=r"the content of train_simp.bin changed"):
+        train_stage(run_of(ladder, "children"), GPT)
+    (toy_data.folder("data") / "train_simp.bin").unlink()
+    with pytest.raises(DataError, match=r"train_simp.bin does not exist; create it with python prepare_data.py"):
+        train_stage(run_of(ladder, "children"), GPT)
 
 
 def test_a_resumed_stage_keeps_the_micro_batch_that_it_began_with(

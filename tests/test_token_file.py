@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -383,6 +383,69 @@ def test_rows_follow_each_other_whatever_the_batch_size_and_across_the_end_of_an
 def test_a_file_of_exactly_one_window_is_read_over_and_over() -> None:
     x, y = batches(ids=COUNT[:11], batch_size=3).batch(5)
     assert x.tolist() == [list(range(10))] * 3 and y[0, -1] == 10
+
+
+EARLIER = np.arange(200, 263, dtype=np.uint16)  # 6 windows of 10 tokens and 2 tokens more
+OLDEST = np.arange(300, 345, dtype=np.uint16)  # 4 windows and 4 tokens more
+SHARES = [(EARLIER, 0.1), (OLDEST, 0.25)]
+
+
+def replaying(batch_size: int = 4, replay: Sequence[tuple[np.ndarray, float]] = SHARES) -> TrainBatches:
+    return TrainBatches(COUNT, context_length=10, batch_size=batch_size, seed=1337, replay=replay)
+
+
+def origins(read: TrainBatches, n_batches: int) -> list[int]:
+    """Which file each sequence comes from, told from its tokens."""
+    first = np.concatenate([read.batch(k)[0][:, 0] for k in range(n_batches)])
+    return np.searchsorted([200, 300], first, side="right").tolist()
+
+
+@pytest.mark.parametrize("n", [1, 4, 10, 37, 400])
+def test_replay_has_its_exact_share_of_the_sequences(n: int) -> None:
+    of = origins(replaying(batch_size=1), n)
+    assert abs(of.count(1) - 0.1 * n) < 1 and abs(of.count(2) - 0.25 * n) <= 2
+
+
+def test_replayed_sequences_are_those_whose_share_reaches_a_whole_number() -> None:
+    of = origins(replaying(batch_size=1, replay=[(EARLIER, 0.3)]), 20)
+    assert of == [int((n + 1) * 3 // 10 > n * 3 // 10) for n in range(20)]
+
+
+def test_each_file_is_read_in_its_own_order_as_if_it_were_alone() -> None:
+    read = replaying()
+    starts = np.concatenate([read.starts(k) for k in range(50)])
+    own = starts[starts < len(COUNT)].tolist()
+    assert own == [int(batches(batch_size=1).starts(k)[0]) for k in range(len(own))]
+    for begin, n_windows in ((len(COUNT), 6), (len(COUNT) + len(EARLIER), 4)):
+        size = {6: len(EARLIER), 4: len(OLDEST)}[n_windows]
+        mine = starts[(begin <= starts) & (starts < begin + size)]
+        assert len(mine) >= 2 * n_windows, "two epochs"
+        for epoch in range(2):
+            within = sorted(mine[epoch * n_windows : (epoch + 1) * n_windows])
+            assert [start - within[0] for start in within] == [10 * i for i in range(n_windows)]
+
+
+def test_replay_does_not_depend_on_what_was_read_before_nor_on_the_batch_size() -> None:
+    forwards = [replaying().starts(k).tolist() for k in range(30)]
+    read = replaying()
+    assert [read.starts(k).tolist() for k in reversed(range(30))] == forwards[::-1]
+    one_by_one = [int(replaying(batch_size=1).starts(k)[0]) for k in range(120)]
+    assert [start for batch in forwards for start in batch] == one_by_one
+
+
+def test_windows_of_every_file_hold_consecutive_tokens_of_that_file() -> None:
+    for k in range(40):
+        x, y = replaying().batch(k)
+        assert (x == x[:, :1] + np.arange(10)).all() and (y == x + 1).all()
+        assert ((y[:, -1] < 95) | (x[:, 0] >= 200)).all() and ((y[:, -1] < 263) | (x[:, 0] >= 300)).all()
+        assert (replaying().batch(k, slice(1, 3))[0] == x[1:3]).all()
+
+
+def test_an_epoch_counts_the_stages_own_text_only() -> None:
+    assert batches().epoch(9) == 4.0, "36 windows of 9"
+    read = replaying()
+    own = [origins(replaying(), k).count(0) if k else 0 for k in range(30)]
+    assert [read.epoch(k) for k in range(30)] == [count / 9 for count in own]
 
 
 # --- validation windows -----------------------------------------------------------------------------------------------

@@ -138,5 +138,15 @@ def corpus_named(name: str) -> Corpus:
 
 def token_files(ladder: Ladder, stage: StageConfig) -> tuple[Path, Path]:
     """The token files of a stage, for training and for validation."""
-    folder, suffix = ladder.folder("data"), corpus_named(stage.corpus).suffix
+    return corpus_files(ladder, stage.corpus)
+
+
+def corpus_files(ladder: Ladder, name: str) -> tuple[Path, Path]:
+    """The token files of a corpus, for training and for validation."""
+    folder, suffix = ladder.folder("data"), corpus_named(name).suffix
     return folder / f"train{suffix}.bin", folder / f"val{suffix}.bin"
+
+
+def training_files(ladder: Ladder, stage: StageConfig) -> list[Path]:
+    """The training file of a stage, then those that it replays, in the order of the settings."""
+    return [corpus_files(ladder, name)[0] for name in (stage.corpus, *(stage.replay or {}))]

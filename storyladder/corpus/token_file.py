@@ -257,6 +257,9 @@ class TrainBatches:
     Windows do not overlap and each is read once per epoch; they cross story boundaries, which EOT marks. (Starting each
     row at a story would lower the reported loss and waste tokens on padding.) The offset of the first window changes
     with the epoch, so that tokens after the last whole window are read in other epochs.
+
+    `replay` mixes in windows of other token files, each with its share of all sequences: sequence n of the run comes
+    from a file of share p if floor((n + 1) p) > floor(n p). So shares are exact, and batch k needs no state either.
     """
 
     def __init__(
@@ -266,43 +269,78 @@ class TrainBatches:
         context_length: int,
         batch_size: int,
         seed: int,
+        replay: Sequence[tuple[Ids, float]] = (),
         check_size: Callable[[], None] = lambda: None,
     ) -> None:
-        self.ids = ids
+        self.files = (ids, *(other for other, _ in replay))  # window starts count through all of them
         self.context_length = context_length
-        self.check_size = check_size  # DataError if the file was cut since it was opened
+        self.check_size = check_size  # DataError if a file was cut since it was opened
         self._batch_size = batch_size
         self._seed = seed
-        self.n_windows = (len(ids) - 1) // context_length
-        assert self.n_windows >= 1, "open_token_file refuses files of less than one window"
+        self._begins = np.cumsum([0, *map(len, self.files)])
+        self._n_windows = [(len(file) - 1) // context_length for file in self.files]
+        assert min(self._n_windows) >= 1, "open_token_file refuses files of less than one window"
+        left = 1 - np.cumsum([0.0, *(share for _, share in replay)])
+        self._shares = [share / rest for (_, share), rest in zip(replay, left, strict=False)]  # of what is left
 
     def starts(self, k: int) -> Indices:
         """Where the windows of batch k start, (batch_size,)."""
-        places = np.arange(k * self._batch_size, (k + 1) * self._batch_size)
-        epochs, within = np.divmod(places, self.n_windows)
-        starts = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            order, offset = _epoch(self._seed, int(epoch), self.n_windows, (len(self.ids) - 1) % self.context_length)
-            here = epochs == epoch
-            starts[here] = order[within[here]] * self.context_length + offset
+        numbers = np.arange(k * self._batch_size, (k + 1) * self._batch_size)
+        starts, rows = np.empty_like(numbers), np.arange(self._batch_size)
+        for file, share in enumerate(self._shares, start=1):
+            before = _replayed(numbers, share)
+            replayed = _replayed(numbers + 1, share) > before
+            starts[rows[replayed]] = self._windows(file, before[replayed])
+            numbers, rows = (numbers - before)[~replayed], rows[~replayed]
+        starts[rows] = self._windows(0, numbers)
         return starts
+
+    def epoch(self, k: int) -> float:
+        """How often the first k batches have read the file, without those that are replayed."""
+        number = k * self._batch_size
+        for share in self._shares:
+            number -= int(_replayed(np.array(number), share))
+        return number / self._n_windows[0]
 
     def batch(self, k: int, rows: slice = slice(None)) -> tuple[Indices, Indices]:
         """Inputs and targets of batch k, both (batch_size, context_length); targets are the inputs one token later.
 
         `rows` takes some of its sequences only.
         """
-        return _cut(self.ids, self.starts(k)[rows], self.context_length)
+        starts = self.starts(k)[rows]
+        windows = np.empty((len(starts), self.context_length + 1), dtype=np.int64)
+        file_of = np.searchsorted(self._begins, starts, side="right") - 1
+        for file in np.unique(file_of):
+            here = file_of == file
+            windows[here] = _windows(self.files[file], starts[here] - self._begins[file], self.context_length)
+        return windows[:, :-1], windows[:, 1:]
+
+    def _windows(self, file: int, numbers: Indices) -> Indices:
+        """Where the windows of these numbers start, in the order in which a file is read."""
+        n_windows, spare = self._n_windows[file], (len(self.files[file]) - 1) % self.context_length
+        epochs, within = np.divmod(numbers, n_windows)
+        starts = np.empty_like(numbers)
+        for epoch in np.unique(epochs):
+            order, offset = _epoch(self._seed, int(epoch), file, n_windows, spare)
+            here = epochs == epoch
+            starts[here] = order[within[here]] * self.context_length + offset
+        starts += self._begins[file]
+        return starts
 
 
-@functools.lru_cache(maxsize=4)
-def _epoch(seed: int, epoch: int, n_windows: int, spare: int) -> tuple[Indices, int]:
-    """The order of the windows in an epoch, and the offset (0 to `spare` tokens) of the first.
+def _replayed(n: Indices, share: float) -> Indices:
+    """How many of the first n sequences are replayed."""
+    return np.asarray(np.floor(n * share), dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch(seed: int, epoch: int, file: int, n_windows: int, spare: int) -> tuple[Indices, int]:
+    """The order of the windows in an epoch of a file, and the offset (0 to `spare` tokens) of the first.
 
     Built on a bit generator's raw numbers, whose stream numpy promises never to change; `permutation` has no such
     promise, and a resumed run must read what the interrupted one would have read.
     """
-    bits = np.random.Philox(np.random.SeedSequence([seed, epoch]))
+    bits = np.random.Philox(np.random.SeedSequence([seed, epoch, file] if file else [seed, epoch]))
     offset = int(bits.random_raw()) % (spare + 1)
     return np.argsort(bits.random_raw(n_windows), kind="stable"), offset
 
@@ -349,5 +387,10 @@ class ValidationWindows:
 
 def _cut(ids: Ids, starts: Indices, length: int) -> tuple[Indices, Indices]:
     """Windows of `length` tokens from each start, and the same one token later."""
-    windows = ids[starts[:, None] + np.arange(length + 1)].astype(np.int64)
+    windows = _windows(ids, starts, length)
     return windows[:, :-1], windows[:, 1:]
+
+
+def _windows(ids: Ids, starts: Indices, length: int) -> Indices:
+    """Windows of `length` + 1 tokens from each start."""
+    return np.asarray(ids[starts[:, None] + np.arange(length + 1)], dtype=np.int64)

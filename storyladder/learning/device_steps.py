@@ -59,7 +59,7 @@ class DeviceSteps:
     """Runs steps of one Stepper ahead; valid as long as its optimizer and micro-batch size stay the same."""
 
     def __init__(
-        self, stepper: Stepper, ids: npt.NDArray[np.uint16], context_length: int, device: torch.device
+        self, stepper: Stepper, files: Sequence[npt.NDArray[np.uint16]], context_length: int, device: torch.device
     ) -> None:
         assert not stepper.scaler.is_enabled(), "fp16 needs the host to look at every step"
         self._stepper = stepper
@@ -69,7 +69,7 @@ class DeviceSteps:
         self._hidden: Callable[[Tensor], Tensor] = self._model.hidden
         self._entropy = entropy_
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._ids = _on_device(ids, device)
+        self._ids = _on_device(files, device)
         self._span = torch.arange(context_length + 1, device=device)
         self._starts = torch.zeros(MOST_STEPS, batch_size, dtype=torch.int64, device=device)
         self._lrs = torch.zeros(MOST_STEPS, device=device)
@@ -197,11 +197,14 @@ class DeviceSteps:
                 tensor.copy_(before)
 
 
-def _on_device(ids: npt.NDArray[np.uint16], device: torch.device) -> Tensor:
-    """Copy all ids to the device, piece by piece, as int16 with the same bits: torch has few operations on uint16."""
-    there = torch.empty(len(ids), dtype=torch.int16, device=device)
-    for start in range(0, len(ids), _PIECE):
-        there[start : start + _PIECE] = torch.from_numpy(np.array(ids[start : start + _PIECE]).view(np.int16))
+def _on_device(files: Sequence[npt.NDArray[np.uint16]], device: torch.device) -> Tensor:
+    """Copy the ids of all files to the device, as int16 with the same bits: torch has few operations on uint16."""
+    there = torch.empty(sum(map(len, files)), dtype=torch.int16, device=device)
+    pieces = (ids[start : start + _PIECE] for ids in files for start in range(0, len(ids), _PIECE))
+    end = 0
+    for piece in pieces:
+        there[end : end + len(piece)] = torch.from_numpy(np.array(piece).view(np.int16))
+        end += len(piece)
     return there
 
 

@@ -102,7 +102,7 @@ class Learner(Stepper):
             self.report("compiling the training step, which may take a minute")
         # CUDA graphs of steps that exchange gradients are untested.
         modes = [mode for mode in modes if self.group.is_alone or not mode.graph]
-        ahead = DeviceSteps(self, batches.ids, batches.context_length, self.device)
+        ahead = DeviceSteps(self, batches.files, batches.context_length, self.device)
         mode = first_working(ahead, starts, modes, self.report)
         self._ahead = ahead
         self.report(f"running up to {MOST_STEPS} steps at a time on the GPU: {mode.description}")
@@ -195,7 +195,7 @@ class Learner(Stepper):
         if self._ahead is not None:
             return True
         free = free_memory(self.device)
-        return not self.group.any(free is None or batches.ids.nbytes >= _SHARE_FOR_TOKENS * free)
+        return not self.group.any(free is None or sum(ids.nbytes for ids in batches.files) >= _SHARE_FOR_TOKENS * free)
 
     def _halve_micro_batch(self) -> None:
         """Halve the micro-batch from now on; OutOfMemory if it is a single sequence."""

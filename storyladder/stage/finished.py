@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 
 from storyladder.command_line import StageRun
-from storyladder.corpus.corpora import token_files
+from storyladder.corpus.corpora import token_files, training_files
 from storyladder.corpus.token_file import recorded_fingerprint
 from storyladder.results import StageFiles, broken_links, check_shapes, load_result
 from storyladder.runtime.checkpoint import Loaded, Payload, rename_damaged, save_checkpoint
@@ -48,7 +48,8 @@ def _compare(run: StageRun, payload: Payload) -> None:
     asked = dataclasses.asdict(run.stage)
     # Settings that did not exist when the result was written cannot be compared.
     settings = {**payload["settings"], "stages": [*ancestors, {**asked, "corpus": saved.get("name"), **saved}]}
-    data = {path.name: recorded_fingerprint(path) for path in token_files(run.ladder, run.stage)}
+    files = [*token_files(run.ladder, run.stage), *training_files(run.ladder, run.stage)]
+    data = {path.name: recorded_fingerprint(path) for path in files}
     there = {name: fingerprint for name, fingerprint in data.items() if fingerprint is not None}
     changes = changes_since({**payload, "settings": settings}, run.ladder, run.stage, there)
     changes += [reason for _, reason in broken_links(run.ladder, run.stage, payload)]

@@ -11,7 +11,7 @@ import socket
 import torch
 
 from storyladder.command_line import StageRun
-from storyladder.corpus.corpora import token_files
+from storyladder.corpus.corpora import corpus_files, training_files
 from storyladder.corpus.token_file import TokenFile, TrainBatches, ValidationWindows, open_token_file
 from storyladder.corpus.tokenizer import Tokenizer, tokenizer_named
 from storyladder.layers.kernels import why_no_kernels
@@ -50,26 +50,34 @@ _MINUTES_TO_COMPILE_FOR = 2.0
 
 @dataclasses.dataclass(frozen=True)
 class StageText:
-    """The two verified token files of a stage, and how they are read."""
+    """The verified token files of a stage, and how they are read."""
 
     train: TokenFile
     val: TokenFile
+    replay: list[TokenFile]  # in the order of the settings
     context_length: int  # tokens
     tokenizer: Tokenizer
 
     @property
     def fingerprints(self) -> dict[str, str]:
         """A fingerprint per file, to check that the data are the same as at the last save."""
-        return {self.train.path.name: self.train.fingerprint, self.val.path.name: self.val.fingerprint}
+        return {file.path.name: file.fingerprint for file in (self.train, self.val, *self.replay)}
 
     def batches(self, stage: StageConfig) -> TrainBatches:
         """The training batches."""
+        shares = (stage.replay or {}).values()
+
+        def check_size() -> None:
+            for file in (self.train, *self.replay):
+                file.check_size()
+
         return TrainBatches(
             self.train.ids,
             context_length=self.context_length,
             batch_size=stage.batch_size,
             seed=stage.seed,
-            check_size=self.train.check_size,
+            replay=[(file.ids, share) for file, share in zip(self.replay, shares, strict=True)],
+            check_size=check_size,
         )
 
     def windows(self, limit: int | None) -> ValidationWindows:
@@ -281,15 +289,16 @@ def _set_threads(run: StageRun, before: int | None, vocabulary: CompactVocabular
 def _open_text(run: StageRun) -> StageText:
     model, tokenizer = run.ladder.model, tokenizer_named(run.ladder.tokenizer)
     opened = functools.partial(open_token_file, tokenizer=tokenizer.fingerprint, vocab_size=model.vocab_size)
-    train_path, val_path = token_files(run.ladder, run.stage)
-    train = opened(train_path, at_least=model.context_length + 1)
-    val = opened(val_path, at_least=2)
-    return StageText(train, val, model.context_length, tokenizer)
+    train, *replay = [opened(path, at_least=model.context_length + 1) for path in training_files(run.ladder, run.stage)]
+    val = opened(corpus_files(run.ladder, run.stage.corpus)[1], at_least=2)
+    return StageText(train, val, replay, model.context_length, tokenizer)
 
 
 def _vocabulary(run: StageRun, text: StageText, payload: Payload | None) -> CompactVocabulary:
     """The vocabulary of all tokens in this stage's text and in that of the stages before it."""
-    seen_V = torch.from_numpy(text.train.seen(run.ladder.model.vocab_size))
+    seen_V = torch.zeros(run.ladder.model.vocab_size, dtype=torch.bool)
+    for file in (text.train, *text.replay):
+        seen_V |= torch.from_numpy(file.seen(len(seen_V)))
     compact = run.stage.compact_vocabulary
     if payload is not None:
         seen_V |= payload["seen_tokens"].bool()
