@@ -14,7 +14,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # Without what the one who runs the tests has set: PYTHONUNBUFFERED moves the place where a closed pipe is met.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_"))}
 PRECISION = "auto"  # of every stage that a test runs, here or in another process: pytest --precision
-SCRIPTS = ("prepare_data.py", "train_tiny.py", "train_children.py", "train_simp.py", "generate.py")
+SCRIPTS = ("prepare_data.py", "train_tiny.py", "train_children.py", "train_simp.py", "generate.py", "evaluate.py")
 TOY_CONFIG = """
 from dataclasses import replace
 from config import CHILDREN, SIMPLE, TINY

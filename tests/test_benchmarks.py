@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from running import run_script
+from running import TOY_CONFIG, run_script
 
 from benchmarks.results import hardware_line, write_section
 from storyladder.corpus.sample_stories import sample_stories
@@ -59,3 +59,19 @@ def test_the_preparation_benchmark_names_a_missing_text() -> None:
     done = run_script("benchmarks/preparation.py", "--text", "nowhere.txt")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: --text nowhere.txt: no such file; give files of stories\n"
+
+
+@pytest.mark.slow
+def test_the_evaluation_benchmark_scores_the_same_text(tmp_path: Path) -> None:
+    config = tmp_path / "toy.py"
+    config.write_text(TOY_CONFIG.format(steps=4, root=str(tmp_path)), encoding="utf-8")
+    flags = ("--config", config, "--mb", 0.02, "--minutes", 1, "--no-results", "--json")
+    done = run_script("benchmarks/evaluation.py", *flags)
+    assert done.returncode == 0, done
+    found = json.loads(done.stdout.splitlines()[-1])
+    speeds = found["tokens_per_s"]
+    assert list(speeds) == ["Storyladder", "transformers, fp32", "transformers, bf16"]
+    assert found["largest_difference"] < 1e-4 and "DIFFERENT" not in done.stdout
+    best = max(speeds["transformers, fp32"], speeds["transformers, bf16"])
+    assert found["ratio_transformers"] == pytest.approx(speeds["Storyladder"] / best, rel=0.01)
+    assert set(found["n"].values()) == {1} and "; 1 parts;" in done.stdout

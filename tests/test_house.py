@@ -262,7 +262,9 @@ def test_the_check_of_commands_finds_what_would_be_refused() -> None:
     ]
 
 
-BENCHMARKS = [f"benchmarks/{name}.py" for name in ("training", "generation", "startup", "sharing", "ladder_picture")]
+BENCHMARKS = [
+    f"benchmarks/{name}.py" for name in ("training", "generation", "evaluation", "startup", "sharing", "ladder_picture")
+]
 
 
 @pytest.mark.parametrize("script", [*SCRIPTS, "config.py", *BENCHMARKS])

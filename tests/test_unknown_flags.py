@@ -94,6 +94,14 @@ def test_the_flags_of_other_tellers(word: str, flag: str) -> None:
     assert answer(word, "generate.py") == f"did you mean {flag!r}?"
 
 
+@pytest.mark.parametrize(
+    ("word", "flag"),
+    [("--data", "--text"), ("--model", "--checkpoint"), ("--stride", "--protocol"), ("--stories", "--scorecard")],
+)
+def test_the_flags_of_other_evaluations(word: str, flag: str) -> None:
+    assert answer(word, "evaluate.py") == f"did you mean {flag!r}?"
+
+
 def test_sampling_that_is_not_offered_says_what_is_until_it_is() -> None:
     assert "not supported: use --temperature and --top-k" in answer("--top_p", "generate.py")
     assert answer("--top_p", "generate.py", "--top-p") == "did you mean '--top-p'?"

@@ -65,6 +65,13 @@ def read_stories(path: Path, reading: Reading | None = None, *, block_bytes: int
     return _with_clear_errors(path, _stories(path, reading, block_bytes))
 
 
+def read_plain_stories(path: Path, reading: Reading | None = None) -> Iterator[str]:
+    """The stories of a file of plain text, as of a .txt, whatever its suffix."""
+    _check_is_file(path)
+    stories = _read_txt(Source(path), reading or Reading(), BLOCK_BYTES)
+    return _with_clear_errors(path, map(_with_unix_line_ends, stories))
+
+
 def is_readable(name: str) -> bool:
     """Whether the suffix of a file name is one that can be read."""
     return name.lower().endswith(".zip") or kind_of_file(name) in _READERS
