@@ -114,9 +114,8 @@ def _without_settings(typed: list[str]) -> list[str]:
 
 def print_scorecard(ladder: Ladder, flags: argparse.Namespace) -> None:
     """Sample stories of every stage and print what is measured on them."""
-    from storyladder.measuring.scorecard import write_scorecard
-
     from model import GPT
+    from storyladder.measuring.scorecard import write_scorecard
     from storyladder.runtime.machine import pick_device
     from storyladder.runtime.signals import stop_on_signals
 
