@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +22,7 @@ from storyladder.corpus.fields import Reading
 from storyladder.corpus.folders import Found, counted, listed, split_by_name, without_repeats
 from storyladder.corpus.opening import PACKED, Source, kind_of_file
 from storyladder.corpus.readers import read_stories, separator_of
+from storyladder.corpus.repeats import EXACT_LEAKS, HASHES, LEAKS, Hashes, HeldBack, StoryHashes, hashes_of
 from storyladder.corpus.sample_stories import sample_stories
 from storyladder.corpus.token_file import Sidecar, TokenWriter
 from storyladder.corpus.tokenizer import Tokenizer
@@ -34,7 +34,6 @@ _BUNDLE_CHARS = 1 << 22  # characters encoded together
 _MOST_WORKERS = 4  # more would wait for the single thread that reads and cleans, and each holds a bundle in memory
 _VAL_SHARE_OF_LIMIT = 0.1  # --limit-mb N: at most N MB of training text, and a tenth of that for validation
 _MOST_SOURCES = 100  # file names in a sidecar
-_HASHES = 2**64
 _MANY_FILES = 1_000  # from here on, a progress bar counts files too
 
 
@@ -110,13 +109,19 @@ def build_token_files(
     corpus: CorpusConfig,
     tokenizer: Tokenizer,
     limit_bytes: int | None = None,
+    held_back: Sequence[tuple[Hashes, Hashes]] = (),
+    keep_leaks: bool = False,
     workers: int | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[Path, Sidecar]:
-    """Write the training and the validation file of one corpus. `check_stop` raises if a signal asked to stop."""
-    share = int(corpus.val_percent / 100 * _HASHES)
+    """Write the training and the validation file of one corpus. `check_stop` raises if a signal asked to stop.
+
+    Training stories that stand in the corpus's own validation text or in that of others, of which `held_back` has the
+    hashes, are dropped unless `keep_leaks`.
+    """
+    share = int(corpus.val_percent / 100 * HASHES)
     for _ in range(2):
-        job = _Job(text, train_path, val_path, corpus, limit_bytes, share)
+        job = _Job(text, train_path, val_path, corpus, limit_bytes, share, held_back, keep_leaks)
         with ExitStack() as stack:
             writers = {path: stack.enter_context(TokenWriter(path, tokenizer.fingerprint)) for path in job.limits}
             bar = stack.enter_context(
@@ -133,7 +138,12 @@ def build_token_files(
                 if not writer.stories:
                     raise DataError(f"no stories for {path.name} in {listed(text.names)}; {_why_none(job, path)}")
             built = {
-                path: writer.seal(sources=text.names, cleaning=job.counts[path]) for path, writer in writers.items()
+                path: writer.seal(
+                    sources=text.names,
+                    cleaning=job.counts[path] + collections.Counter(job.hashes[path].repeats()),
+                    hashes=job.hashes[path].ordered(),
+                )
+                for path, writer in writers.items()
             }
             for writer in writers.values():
                 writer.publish()
@@ -155,43 +165,82 @@ class _Job:
     corpus: CorpusConfig
     limit_bytes: int | None
     share: int  # without validation files, stories with a hash below this are for validation
-    smallest: int = _HASHES  # hash of a training story
+    others: Sequence[tuple[Hashes, Hashes]] = ()  # hashes of the validation stories of other corpora
+    keep_leaks: bool = False
+    smallest: int = HASHES  # hash of a training story
 
     def __post_init__(self) -> None:
         val_limit = self.limit_bytes and int(self.limit_bytes * _VAL_SHARE_OF_LIMIT)
         self.limits = {self.train_path: self.limit_bytes, self.val_path: val_limit}
         self.counts: dict[Path, collections.Counter[str]] = {path: collections.Counter() for path in self.limits}
+        self.hashes = {path: StoryHashes() for path in self.limits}
 
     def stories(self) -> Iterator[tuple[Path, str]]:
-        """Cleaned stories, each with its token file, until the limits are reached."""
+        """Cleaned stories, each with its token file, until the limits are reached.
+
+        Validation files come first: no training story may equal one of theirs.
+        """
         if self.text.reading:
             self.text.reading.restart()
-        yield from self._kept(self.text.train(), self.train_path, None if self.text.val else self.val_path)
-        if self.text.val:
-            yield from self._kept(self.text.val(), self.val_path, None)
+        yield from self.stories_for_validation()
+        own = [self.hashes[self.val_path].ordered()] if self.text.val else []
+        self._held_back = HeldBack([*own, *self.others])
+        yield from self._kept(self.text.train(), self.train_path)
 
-    def _kept(self, stories: Iterable[str], main: Path, other: Path | None) -> Iterator[tuple[Path, str]]:
+    def stories_for_validation(self) -> Iterator[tuple[Path, str]]:
+        """The stories of the validation files, if there are any."""
+        if self.text.val:
+            yield from self._kept(self.text.val(), self.val_path)
+
+    def _kept(self, stories: Iterable[str], main: Path) -> Iterator[tuple[Path, str]]:
         limit, read = self.limits[main], 0
+        done: collections.Counter[str] = collections.Counter()  # to this story
         for story in stories:
             if limit is not None and read >= limit:
                 return
-            number = _hash(story) if other else _HASHES
-            path = other if other and number < self.share else main
-            if (cleaned := clean_story(story, self.corpus.cleaning, self.counts[path])) is not None:
-                if path == main:
-                    read += _utf8_bytes(cleaned)
-                    self.smallest = min(self.smallest, number)
+            cleaned = clean_story(story, self.corpus.cleaning, done)
+            path = None if cleaned is None else self._file_for(cleaned, main, done)
+            if done:
+                self.counts[path or main].update(done)
+                done.clear()
+            if path and cleaned is not None:
+                read += _utf8_bytes(cleaned) if path is main else 0
                 yield path, cleaned
 
+    def _file_for(self, story: str, main: Path, done: collections.Counter[str]) -> Path | None:
+        """The token file of a story; None drops it. Twins are on one side, and stories added later move none."""
+        normal, exact = hashes_of(story)
+        path = main
+        if main is self.train_path:
+            if not self.text.val and normal < self.share:
+                path = self.val_path
+            elif self._held_back.holds(normal):
+                done[LEAKS[self.keep_leaks]] += 1
+                if self._held_back.holds_exactly(exact):
+                    done[EXACT_LEAKS] += 1
+                if not self.keep_leaks:
+                    return None
+        if path is self.train_path:
+            self.smallest = min(self.smallest, normal)
+        self.hashes[path].add(normal, exact)
+        return path
 
-def _hash(story: str) -> int:
-    """A hash below 2**64. It depends on the story alone: added stories move none, and duplicates stay on one side."""
-    digest = hashlib.sha256(story.strip().encode("utf-8", errors="replace")).digest()
-    return int.from_bytes(digest[:8], "big")
+
+def validation_hashes(
+    text: CorpusText, corpus: CorpusConfig, limit_bytes: int | None, check_stop: Callable[[], None] = lambda: None
+) -> tuple[Hashes, Hashes]:
+    """Hashes of the stories in the validation files of a corpus, as build_token_files would take them."""
+    job = _Job(text, Path("train.bin"), Path("val.bin"), corpus, limit_bytes, share=0)
+    for _ in job.stories_for_validation():
+        check_stop()
+    return job.hashes[job.val_path].ordered()
 
 
 def _why_none(job: _Job, path: Path) -> str:
-    if counts := job.counts[path]:
+    counts = job.counts[path]
+    if leaks := counts[LEAKS[False]]:
+        return f"{leaks:,} stand in validation and were left out; add other stories, or keep them with --keep-leaks"
+    if counts:
         return f"cleaning dropped all of them ({dict(counts)}); relax CleaningConfig in config.py"
     if found := job.text.summary():
         return f"{found[0]}. Add more text, or set what separates the stories, for example --story-separator line"
