@@ -139,8 +139,9 @@ def print_across(flags: argparse.Namespace, ladder: Ladder) -> None:
     lines, leaking = told_across(files)
     print(*lines, sep="\n", end="\n" if lines else "")
     typed = ["--download"] * flags.download + ["--sample"] * flags.sample
-    typed += ["--from", str(flags.folder)] if flags.folder else []
-    typed += ["--limit-mb", f"{flags.limit_mb:g}"] if flags.limit_mb else []
+    for flag in ("--from", "--limit-mb", "--story-separator", "--story-field"):
+        value = flags.folder if flag == "--from" else getattr(flags, flag[2:].replace("-", "_"))
+        typed += [flag, f"{value:g}" if isinstance(value, float) else str(value)] if value else []
     for name in leaking:
         command = ladder.command("prepare_data.py", "--stage", first_of[name].name, *typed)
         print(f"to leave them out of the training text of {name}: {command}")

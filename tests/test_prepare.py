@@ -444,7 +444,7 @@ def test_what_is_read_and_why_is_said_in_a_line_each(tmp_path: Path, config: Pat
         *("4 stories", "2 stories"),
         "4 stories for training",
     ]
-    assert lines[-1] == "tiny: 4 stories for training, 2 for validation (1 repeat another of them, 1 exactly; kept)"
+    assert lines[-1] == "tiny: 4 stories for training, 2 for validation (1 told before, 1 exactly so; kept)"
 
 
 def test_a_folder_of_tales_is_a_story_a_file(tmp_path: Path, config: Path) -> None:

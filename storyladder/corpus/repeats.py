@@ -10,18 +10,20 @@ With 8 bytes, the chance of one false match among the 5.7 million stories of the
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import struct
 import unicodedata
 import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from storyladder.corpus.folders import counted
 from storyladder.corpus.token_file import Sidecar, stories_path
 
 HASHES = 2**64
@@ -32,6 +34,9 @@ COUNTS = (REPEATED, EXACTLY, *LEAKS.values(), EXACT_LEAKS)
 
 Hashes = npt.NDArray[np.uint64]
 
+_NUMBER = struct.Struct("<Q").unpack
+_END_BITS = 20
+_END = (1 << _END_BITS) - 1
 _ASCII = bytes(range(128))
 _LOWER = _ASCII.lower() + bytes(range(128, 256))
 _SEPARATORS = bytes(b for b in _ASCII if not chr(b).isalnum())
@@ -44,7 +49,10 @@ def letters_of(story: str) -> bytes:
 
     White space is dropped rather than collapsed, so "some one" equals "someone", and each story takes one pass in C.
     """
-    raw = story.encode()
+    return _letters_of(story, story.encode())
+
+
+def _letters_of(story: str, raw: bytes) -> bytes:
     if story.isascii():
         return raw.translate(_LOWER, _SEPARATORS)
     if _PUNCTUATION.issuperset(raw.translate(None, _ASCII).decode()):
@@ -62,7 +70,7 @@ def hashes_of(story: str) -> tuple[int, int]:
     They depend on the story alone. A story without letters and digits has only exact twins.
     """
     raw = story.encode()
-    normal = int.from_bytes(hashlib.blake2b(letters_of(story) or raw, digest_size=8).digest(), "little")
+    (normal,) = _NUMBER(blake2b(_letters_of(story, raw) or raw, digest_size=8).digest())
     return normal, normal ^ (zlib.crc32(raw) * 0x1_0000_0001)  # twins with the same CRC-32 are exact twins
 
 
@@ -71,11 +79,12 @@ class StoryHashes:
 
     def __init__(self) -> None:
         self._normal, self._exact = array("Q"), array("Q")
+        self._add_normal, self._add_exact = self._normal.append, self._exact.append
 
     def add(self, normal: int, exact: int) -> None:
         """Add a story."""
-        self._normal.append(normal)
-        self._exact.append(exact)
+        self._add_normal(normal)
+        self._add_exact(exact)
 
     def ordered(self) -> tuple[Hashes, Hashes]:
         """The first hashes of all stories, sorted, and the second, sorted; both (n,). No story may be added later."""
@@ -98,10 +107,12 @@ class HeldBack:
         self._normal, self._exact = (
             array("Q", np.unique(np.concatenate([np.empty(0, np.uint64), *column])).tobytes()) for column in columns
         )
+        self._ends = bytearray(1 << _END_BITS)  # 1 at the last bits of every first hash: a quick no for most stories
+        np.frombuffer(self._ends, np.uint8)[np.frombuffer(self._normal, np.uint64) & np.uint64(_END)] = 1
 
     def holds(self, normal: int) -> bool:
         """Whether a story with this first hash is a twin of a validation story."""
-        return _holds(self._normal, normal)
+        return self._ends[normal & _END] == 1 and _holds(self._normal, normal)
 
     def holds_exactly(self, exact: int) -> bool:
         """Whether a story with this second hash is an exact twin of a validation story."""
@@ -138,19 +149,21 @@ def in_both(these: Hashes, those: Hashes) -> int:
 
 def told(name: str, train: Sidecar, val: Sidecar) -> str:
     """One line: how many stories a corpus has on each side, repeats, and leaks."""
-    sides = [f"{train.stories:,} stories for training", f"{val.stories:,} for validation"]
+    sides = [f"{counted(train.stories, 'story')} for training", f"{val.stories:,} for validation"]
     for i, sidecar in enumerate((train, val)):
         if repeated := sidecar.cleaning.get(REPEATED, 0):
             exactly = sidecar.cleaning.get(EXACTLY, 0)
-            sides[i] += f" ({repeated:,} repeat another of them, {exactly:,} exactly; kept)"
+            sides[i] += f" ({repeated:,} told before, {exactly:,} exactly so; kept)"
     line = f"{name}: {', '.join(sides)}"
     if not any(sidecar.cleaning.get(count) for sidecar in (train, val) for count in COUNTS):
         line += "; no story repeats another"
     exactly = train.cleaning.get(EXACT_LEAKS, 0)
     if dropped := train.cleaning.get(LEAKS[False], 0):
-        line += f"; {dropped:,} that stand in validation were left out ({exactly:,} exactly; --keep-leaks keeps them)"
+        line += (
+            f"; left out of training: {dropped:,} in a validation text ({exactly:,} exactly; --keep-leaks keeps them)"
+        )
     if kept := train.cleaning.get(LEAKS[True], 0):
-        line += f"; {kept:,} of those for training stand in validation, too ({exactly:,} exactly; --keep-leaks)"
+        line += f"; kept in training: {kept:,} in a validation text ({exactly:,} exactly)"
     return line
 
 
@@ -173,11 +186,13 @@ def told_across(files: Mapping[str, Sequence[tuple[Path, Sidecar | None]]]) -> t
         if not (sidecar and train_hashes and val_hashes) or LEAKS[True] in sidecar.cleaning:
             continue
         if leaks := in_both(train_hashes[0], val_hashes[0]):
-            lines.append(f"{one}: {leaks:,} stories of {train} stand in the validation text of {two}")
+            lines.append(f"{one}: {counted(leaks, 'story')} of {train} also in the validation text of {two}")
             leaking.append(one)
     for one, two in itertools.combinations(stored, 2):
         first, second = stored[one][0], stored[two][0]
         if first and second and (shared := in_both(first[0], second[0])):
             exactly = in_both(first[1], second[1])
-            lines.append(f"{one}: {shared:,} stories for training are in {two}, too ({exactly:,} exactly; kept)")
+            lines.append(
+                f"{one}: {counted(shared, 'story')} also in training text of {two} ({exactly:,} exactly; kept)"
+            )
     return lines, [*dict.fromkeys(leaking)]
