@@ -156,13 +156,15 @@ def validation_stories(
     validation files. Two such corpora cannot leak into each other: the same hash decides in both.
     """
     from storyladder.corpus.prepare import validation_hashes
+    from storyladder.corpus.tokenizer import tokenizer_named
 
+    tokenizer = tokenizer_named(ladder.tokenizer)
     known: dict[str, tuple[Hashes, Hashes]] = {}
     for name in dict.fromkeys(stage.corpus for stage in ladder.stages):
         if name not in texts:
             known |= stored_for_validation(ladder, name)
         elif texts[name].val and len(texts) > 1:
-            known[name] = validation_hashes(texts[name], ladder.corpus, limit_bytes, stop.check)
+            known[name] = validation_hashes(texts[name], ladder.corpus, tokenizer, limit_bytes, stop.check)
     return known
 
 

@@ -9,8 +9,9 @@ import signal
 import subprocess
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from storyladder.corpus import prepare
 from storyladder.corpus.corpora import corpus_named
 from storyladder.corpus.folders import corpus_files
 from storyladder.corpus.prepare import CorpusText, build_token_files, sample_text, text_of_files
-from storyladder.corpus.repeats import hashes_of
+from storyladder.corpus.repeats import StoryHasher
 from storyladder.corpus.sample_stories import sample_stories
 from storyladder.corpus.token_file import Sidecar, open_token_file
 from storyladder.corpus.tokenizer import EOT, Tokenizer, gpt2_tokenizer
@@ -59,6 +60,17 @@ def stories_in(path: Path) -> list[str]:
     ids = open_token_file(path, tokenizer=tokenizer.fingerprint, vocab_size=50257).ids
     assert ids[-1] == EOT, "every story is ended, also the last"
     return tokenizer.decode(ids[:-1].tolist()).split("<|endoftext|>")
+
+
+@cache
+def hasher() -> StoryHasher:
+    return StoryHasher(gpt2_tokenizer())
+
+
+def hashes_of(*stories: str) -> tuple[int, int]:
+    """Both hashes of the last of some stories."""
+    normal, exact = hasher().of_stories(stories, gpt2_tokenizer().encode_stories(stories))
+    return int(normal[-1]), int(exact[-1])
 
 
 def bytes_of(folder: Path, pattern: str = "*.bin*") -> dict[str, bytes]:
@@ -190,11 +202,19 @@ def test_a_limit_with_a_split_counts_training_text(tmp_path: Path) -> None:
 class ByteTokenizer(Tokenizer):
     """A token a byte: quick, for tests of everything but tokens."""
 
+    vocab_size = 257
+    eot = 256
+
     def __init__(self) -> None:
         pass
 
-    def encode_stories(self, stories: object) -> np.ndarray:
-        return np.frombuffer("".join(stories).encode(), dtype=np.uint8).astype(np.uint16)  # type: ignore[arg-type]
+    def encode_stories(self, stories: Sequence[str]) -> np.ndarray:
+        ids = np.frombuffer(b"".join(story.encode() + b"\xff" for story in stories), dtype=np.uint8).astype(np.uint16)
+        ids[ids == 255] = 256
+        return ids
+
+    def decode_bytes(self, token: int) -> bytes:
+        return bytes([token]) if token < 256 else b""
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import itertools
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +25,7 @@ from storyladder.corpus.fields import Reading
 from storyladder.corpus.folders import Found, counted, listed, split_by_name, without_repeats
 from storyladder.corpus.opening import PACKED, Source, kind_of_file
 from storyladder.corpus.readers import read_stories, separator_of
-from storyladder.corpus.repeats import EXACT_LEAKS, HASHES, LEAKS, Hashes, HeldBack, StoryHashes, hashes_of
+from storyladder.corpus.repeats import EXACT_LEAKS, HASHES, LEAKS, Hashes, StoryHasher, StoryHashes, all_sorted, are_in
 from storyladder.corpus.sample_stories import sample_stories
 from storyladder.corpus.token_file import Sidecar, TokenWriter
 from storyladder.corpus.tokenizer import Tokenizer
@@ -34,6 +37,7 @@ _BUNDLE_CHARS = 1 << 22  # characters encoded together
 _MOST_WORKERS = 4  # more would wait for the single thread that reads and cleans, and each holds a bundle in memory
 _VAL_SHARE_OF_LIMIT = 0.1  # --limit-mb N: at most N MB of training text, and a tenth of that for validation
 _MOST_SOURCES = 100  # file names in a sidecar
+_NOTHING: list[str] = []
 _MANY_FILES = 1_000  # from here on, a progress bar counts files too
 
 
@@ -127,9 +131,12 @@ def build_token_files(
             bar = stack.enter_context(
                 tqdm(total=text.bytes, unit="B", unit_scale=True, desc=train_path.name, leave=False, disable=None)
             )
-            for path, (ids, n_stories, n_bytes) in _encoded(job.stories(), tokenizer, workers or _cores()):
-                writers[path].add(ids, stories=n_stories, text_bytes=n_bytes)
-                bar.update(n_bytes)
+            for main, bundle in _encoded(job.stories(), tokenizer, workers or _cores()):
+                for path, kept in job.sides(main, bundle).items():
+                    writers[path].add(
+                        bundle.ids_of(kept), stories=int(kept.sum()), text_bytes=int(bundle.bytes[kept].sum())
+                    )
+                bar.update(int(bundle.bytes.sum()))
                 check_stop()
             if not text.val and not writers[val_path].stories and writers[train_path].stories > 1:
                 share = job.smallest + 1  # few stories, none held back by chance: repeat with one
@@ -174,64 +181,72 @@ class _Job:
         self.limits = {self.train_path: self.limit_bytes, self.val_path: val_limit}
         self.counts: dict[Path, collections.Counter[str]] = {path: collections.Counter() for path in self.limits}
         self.hashes = {path: StoryHashes() for path in self.limits}
+        self._held_back: list[Hashes] | None = None  # both hashes of stories that must not be trained on
 
-    def stories(self) -> Iterator[tuple[Path, str]]:
-        """Cleaned stories, each with its token file, until the limits are reached.
-
-        Validation files come first: no training story may equal one of theirs.
-        """
+    def stories(self) -> Iterator[Cleaned]:
+        """Cleaned stories, until the limits are reached. Validation files come first: none of theirs is trained on."""
         if self.text.reading:
             self.text.reading.restart()
         yield from self.stories_for_validation()
-        own = [self.hashes[self.val_path].ordered()] if self.text.val else []
-        self._held_back = HeldBack([*own, *self.others])
-        yield from self._kept(self.text.train(), self.train_path)
+        yield from self._cleaned(self.text.train(), self.train_path)
 
-    def stories_for_validation(self) -> Iterator[tuple[Path, str]]:
+    def stories_for_validation(self) -> Iterator[Cleaned]:
         """The stories of the validation files, if there are any."""
         if self.text.val:
-            yield from self._kept(self.text.val(), self.val_path)
+            yield from self._cleaned(self.text.val(), self.val_path)
 
-    def _kept(self, stories: Iterable[str], main: Path) -> Iterator[tuple[Path, str]]:
+    def _cleaned(self, stories: Iterable[str], main: Path) -> Iterator[Cleaned]:
         limit, read = self.limits[main], 0
+        if limit is not None and not self.text.val:
+            limit += int(limit * self.share / (HASHES - self.share))  # this much more text will be for validation
         done: collections.Counter[str] = collections.Counter()  # to this story
         for story in stories:
             if limit is not None and read >= limit:
                 return
             cleaned = clean_story(story, self.corpus.cleaning, done)
-            path = None if cleaned is None else self._file_for(cleaned, main, done)
+            if cleaned is None:
+                self.counts[main].update(done)
+            else:
+                read += 0 if limit is None else _utf8_bytes(cleaned)
+                yield main, cleaned, [*done] if done else _NOTHING
             if done:
-                self.counts[path or main].update(done)
                 done.clear()
-            if path and cleaned is not None:
-                read += _utf8_bytes(cleaned) if path is main else 0
-                yield path, cleaned
 
-    def _file_for(self, story: str, main: Path, done: collections.Counter[str]) -> Path | None:
-        """The token file of a story; None drops it. Twins are on one side, and stories added later move none."""
-        normal, exact = hashes_of(story)
-        path = main
+    def sides(self, main: Path, bundle: Bundle) -> dict[Path, npt.NDArray[np.bool_]]:
+        """Which stories of a bundle go to which token file. Twins are on one side; stories added later move none."""
+        normal, exact = bundle.hashes
+        sides = {main: np.ones(len(normal), dtype=bool)}
         if main is self.train_path:
-            if not self.text.val and normal < self.share:
-                path = self.val_path
-            elif self._held_back.holds(normal):
-                done[LEAKS[self.keep_leaks]] += 1
-                if self._held_back.holds_exactly(exact):
-                    done[EXACT_LEAKS] += 1
-                if not self.keep_leaks:
-                    return None
-        if path is self.train_path:
-            self.smallest = min(self.smallest, normal)
-        self.hashes[path].add(normal, exact)
-        return path
+            if self._held_back is None:
+                own = [self.hashes[self.val_path].ordered()] if self.text.val else []
+                self._held_back = [all_sorted(column) for column in zip(*own, *self.others, strict=True)] or [
+                    normal[:0],
+                    exact[:0],
+                ]
+            for_val = (normal < self.share) & (not self.text.val)
+            leaks = are_in(normal, self._held_back[0]) & ~for_val
+            counts = {LEAKS[self.keep_leaks]: leaks, EXACT_LEAKS: leaks & are_in(exact, self._held_back[1])}
+            self.counts[main].update({name: int(found.sum()) for name, found in counts.items() if found.any()})
+            sides = {main: ~for_val if self.keep_leaks else ~for_val & ~leaks, self.val_path: for_val}
+            self.smallest = min(self.smallest, *normal[sides[main]].tolist(), HASHES)
+        for path, kept in sides.items():
+            self.hashes[path].add(normal[kept], exact[kept])
+        for i, done in bundle.changes:
+            self.counts[next((path for path, kept in sides.items() if kept[i]), main)].update(done)
+        return sides
 
 
 def validation_hashes(
-    text: CorpusText, corpus: CorpusConfig, limit_bytes: int | None, check_stop: Callable[[], None] = lambda: None
+    text: CorpusText,
+    corpus: CorpusConfig,
+    tokenizer: Tokenizer,
+    limit_bytes: int | None,
+    check_stop: Callable[[], None] = lambda: None,
 ) -> tuple[Hashes, Hashes]:
     """Hashes of the stories in the validation files of a corpus, as build_token_files would take them."""
     job = _Job(text, Path("train.bin"), Path("val.bin"), corpus, limit_bytes, share=0)
-    for _ in job.stories_for_validation():
+    for main, bundle in _encoded(job.stories_for_validation(), tokenizer, _cores()):
+        job.sides(main, bundle)
         check_stop()
     return job.hashes[job.val_path].ordered()
 
@@ -247,15 +262,31 @@ def _why_none(job: _Job, path: Path) -> str:
     return "add more text, or raise val_percent in config.py"
 
 
-Bundle = tuple[npt.NDArray[np.uint16], int, int]  # ids, stories, bytes of text
+Cleaned = tuple[Path, str, list[str]]  # the token file unless repeats decide otherwise, a story, what cleaning changed
 
 
-def _encoded(stories: Iterable[tuple[Path, str]], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[Path, Bundle]]:
-    """Bundles of ids in the order of the stories; encoding releases the GIL, so threads help."""
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """Some stories, encoded and hashed."""
+
+    ids: npt.NDArray[np.uint16]
+    tokens: npt.NDArray[np.int64]  # of each story with its end token, (n,)
+    bytes: npt.NDArray[np.int64]  # of each story's text, (n,)
+    hashes: tuple[Hashes, Hashes]
+    changes: list[tuple[int, list[str]]]  # which stories cleaning changed, and how
+
+    def ids_of(self, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint16]:
+        """The ids of some of the stories."""
+        return self.ids if kept.all() else self.ids[np.repeat(kept, self.tokens)]
+
+
+def _encoded(stories: Iterable[Cleaned], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[Path, Bundle]]:
+    """Bundles in the order of the stories; encoding releases the GIL, so threads help."""
+    hasher = _hasher(tokenizer)
     with ThreadPoolExecutor(max_workers=workers) as pool:
         waiting: collections.deque[tuple[Path, Future[Bundle]]] = collections.deque()
-        for path, bundle in _bundled(stories):
-            waiting.append((path, pool.submit(_encode, tokenizer, bundle)))
+        for path, texts, changes in _bundled(stories):
+            waiting.append((path, pool.submit(_encode, tokenizer, hasher, texts, changes)))
             if len(waiting) > workers + 1:
                 first_path, future = waiting.popleft()
                 yield first_path, future.result()
@@ -263,21 +294,34 @@ def _encoded(stories: Iterable[tuple[Path, str]], tokenizer: Tokenizer, workers:
             yield last_path, future.result()
 
 
-def _bundled(stories: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, list[str]]]:
-    """Stories grouped by token file, about 4 MB at a time."""
-    open_bundles: dict[Path, list[str]] = {}
-    sizes: collections.Counter[Path] = collections.Counter()
-    for path, story in stories:
-        open_bundles.setdefault(path, []).append(story)
-        sizes[path] += len(story)
-        if sizes[path] >= _BUNDLE_CHARS:
-            yield path, open_bundles.pop(path)
-            sizes[path] = 0
-    yield from open_bundles.items()
+_hasher = functools.lru_cache(maxsize=1)(StoryHasher)
 
 
-def _encode(tokenizer: Tokenizer, stories: list[str]) -> Bundle:
-    return tokenizer.encode_stories(stories), len(stories), sum(map(_utf8_bytes, stories))
+def _bundled(stories: Iterable[Cleaned]) -> Iterator[tuple[Path, list[str], list[tuple[int, list[str]]]]]:
+    """Stories of one token file grouped, about 4 MB at a time."""
+    for path, group in itertools.groupby(stories, key=operator.itemgetter(0)):
+        texts: list[str] = []
+        changes: list[tuple[int, list[str]]] = []
+        size = 0
+        for _, story, done in group:
+            if done:
+                changes.append((len(texts), done))
+            texts.append(story)
+            size += len(story)
+            if size >= _BUNDLE_CHARS:
+                yield path, texts, changes
+                texts, changes, size = [], [], 0
+        if texts:
+            yield path, texts, changes
+
+
+def _encode(
+    tokenizer: Tokenizer, hasher: StoryHasher, stories: list[str], changes: list[tuple[int, list[str]]]
+) -> Bundle:
+    ids = tokenizer.encode_stories(stories)
+    ends = np.flatnonzero(ids == tokenizer.eot)
+    sizes = np.fromiter(map(_utf8_bytes, stories), np.int64, len(stories))
+    return Bundle(ids, np.diff(ends, prepend=-1), sizes, hasher.of_stories(stories, ids), changes)
 
 
 def _utf8_bytes(text: str) -> int:

@@ -3,7 +3,7 @@
 Two stories are *twins* if their letters and digits are equal: after NFKC, without regard to case, accents' encoding,
 quotes, dashes, other punctuation and white space. They are *exact* twins if their UTF-8 bytes are equal as well. A
 story that stands in a validation file and in a training file is a leak: it makes the validation loss look better than
-it is. Knows no readers and no tokenizer; memory is 16 bytes per story, and no story is kept.
+it is. Knows no readers; memory is 16 bytes per story, and no story is kept.
 
 With 8 bytes, the chance of one false match among the 5.7 million stories of the three corpora is one in a million.
 """
@@ -15,16 +15,16 @@ import struct
 import unicodedata
 import zlib
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import blake2b
+from hashlib import shake_128
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from storyladder.corpus.folders import counted
-from storyladder.corpus.token_file import Sidecar, stories_path
+from storyladder.corpus.token_file import Ids, Sidecar, stories_path
+from storyladder.corpus.tokenizer import Tokenizer
 
 HASHES = 2**64
 REPEATED, EXACTLY = "repeated", "repeated exactly"  # counts in a sidecar's `cleaning`, absent if zero
@@ -34,9 +34,6 @@ COUNTS = (REPEATED, EXACTLY, *LEAKS.values(), EXACT_LEAKS)
 
 Hashes = npt.NDArray[np.uint64]
 
-_NUMBER = struct.Struct("<Q").unpack
-_END_BITS = 20
-_END = (1 << _END_BITS) - 1
 _ASCII = bytes(range(128))
 _LOWER = _ASCII.lower() + bytes(range(128, 256))
 _SEPARATORS = bytes(b for b in _ASCII if not chr(b).isalnum())
@@ -47,16 +44,10 @@ _PUNCTUATION = frozenset("\u00a0\u00a1\u00ab\u00b4\u00b7\u00bb\u00bf\u2026").uni
 def letters_of(story: str) -> bytes:
     """The letters and digits of a story as UTF-8, after NFKC and case folding; nothing else.
 
-    White space is dropped rather than collapsed, so "some one" equals "someone", and each story takes one pass in C.
+    White space is dropped rather than collapsed, so "some one" equals "someone".
     """
-    return _letters_of(story, story.encode())
-
-
-def _letters_of(story: str, raw: bytes) -> bytes:
-    if story.isascii():
-        return raw.translate(_LOWER, _SEPARATORS)
-    if _PUNCTUATION.issuperset(raw.translate(None, _ASCII).decode()):
-        return raw.translate(_LOWER, _SEPARATORS_AND_NOT_ASCII)  # ASCII but for quotes and dashes: as most text is
+    if story.isascii() or _has_foreign_punctuation_only(story):  # as most text is
+        return story.encode().translate(_LOWER, _SEPARATORS_AND_NOT_ASCII)
     folded = unicodedata.normalize("NFKC", story).casefold()
     for character in set(folded.encode().translate(None, _ASCII).decode()):
         if not character.isalnum():
@@ -64,14 +55,96 @@ def _letters_of(story: str, raw: bytes) -> bytes:
     return folded.encode().translate(_LOWER, _SEPARATORS)
 
 
-def hashes_of(story: str) -> tuple[int, int]:
-    """Two hashes below 2**64: the first equal for twins, both equal for exact twins.
+class StoryHasher:
+    """Hashes stories by their tokens; the hash of the letters does not depend on how they are cut into tokens.
 
-    They depend on the story alone. A story without letters and digits has only exact twins.
+    It is a polynomial in the letters, modulo 2**64 and mixed: each token has its share, whatever stands before it. Four
+    times as fast as hashing the text itself, and most of it without the GIL.
     """
-    raw = story.encode()
-    (normal,) = _NUMBER(blake2b(_letters_of(story, raw) or raw, digest_size=8).digest())
-    return normal, normal ^ (zlib.crc32(raw) * 0x1_0000_0001)  # twins with the same CRC-32 are exact twins
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._eot = tokenizer.eot
+        tokens = [
+            tokenizer.decode_bytes(token).translate(_LOWER, _SEPARATORS_AND_NOT_ASCII)
+            for token in range(tokenizer.vocab_size)
+        ]
+        self._letters_V = np.array([len(letters) for letters in tokens])
+        letters, begins = np.frombuffer(b"".join(tokens), np.uint8), np.cumsum(self._letters_V) - self._letters_V
+        places = np.arange(len(letters)) - np.repeat(begins, self._letters_V)
+        sums = np.concatenate([[np.uint64(0)], np.cumsum(_VALUES.take(letters) * _POWERS[0].take(places))])
+        self._values_V = sums[begins + self._letters_V] - sums[begins]
+
+    def of_stories(self, stories: Sequence[str], ids: Ids) -> tuple[Hashes, Hashes]:
+        """Two hashes of each story, both (n,): the first equal for twins, both equal for exact twins.
+
+        They depend on the story alone. A story without letters and digits has only exact twins.
+
+        Args:
+            ids: Those of the stories, each followed by the end token.
+        """
+        ends = np.flatnonzero(ids == self._eot) + 1
+        assert len(ends) == len(stories)
+        sums, first = np.empty(len(stories), np.uint64), 0
+        while first < len(stories):
+            start = int(ends[first - 1]) if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, start + _TOKENS_AT_ONCE, side="right")))
+            begins = np.concatenate([[0], ends[first : last - 1] - start])
+            sums[first:last] = self._sums(ids[start : ends[last - 1]], begins)
+            first = last
+        texts = np.array([zlib.crc32(story.encode()) for story in stories], np.uint64)
+        for i, story in enumerate(stories):
+            if not story.isascii() and not _has_foreign_punctuation_only(story):
+                letters = np.frombuffer(letters_of(story), np.uint8)
+                sums[i] = (_VALUES.take(letters) * _power(np.arange(len(letters)), _POWERS)).sum(dtype=np.uint64)
+        normal = _mixed(np.where(sums == 0, texts, sums))
+        return normal, normal ^ (texts * np.uint64(0x1_0000_0001))  # twins of equal CRC-32 are exact twins
+
+    def _sums(self, ids: Ids, begins: npt.NDArray[np.int64]) -> Hashes:
+        """The polynomial of each story that begins at one of these places."""
+        places = ids.astype(np.intp)
+        counts = self._letters_V.take(places, mode="clip")
+        before = np.cumsum(counts) - counts
+        terms = _power(before, _POWERS)
+        terms *= self._values_V.take(places, mode="clip")
+        sums: Hashes = np.add.reduceat(terms, begins)
+        return sums * _power(before.take(begins), _INVERSES)
+
+
+def _has_foreign_punctuation_only(story: str) -> bool:
+    return _PUNCTUATION.issuperset(story.encode().translate(None, _ASCII).decode())
+
+
+def _powers(base: int) -> tuple[Hashes, Hashes]:
+    """base**i for i below 2**16, and base**(i * 2**16)."""
+    step = pow(base, 1 << _LOW_BITS, HASHES)
+    return tuple(  # type: ignore[return-value]
+        np.cumprod(np.array([1] + [factor] * ((1 << _LOW_BITS) - 1), np.uint64), dtype=np.uint64)
+        for factor in (base, step)
+    )
+
+
+def _power(exponents: npt.NDArray[np.int64], powers: tuple[Hashes, Hashes]) -> Hashes:
+    """Powers for exponents that do not fall. "clip" spares take() a check of its own: no exponent is too large."""
+    low, high = powers
+    if not len(exponents) or exponents[-1] < len(low):
+        return low.take(exponents, mode="clip")
+    product: Hashes = low.take(exponents & (len(low) - 1), mode="clip") * high.take(exponents >> _LOW_BITS, mode="clip")
+    return product
+
+
+def _mixed(sums: Hashes) -> Hashes:
+    """The sums with all bits mixed (splitmix64's finalizer): those of short stories are small."""
+    sums = (sums ^ (sums >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    sums = (sums ^ (sums >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed: Hashes = sums ^ (sums >> np.uint64(31))
+    return mixed
+
+
+_LOW_BITS = 16  # two tables of 512 KB, together for 2**32 letters
+_TOKENS_AT_ONCE = 1 << 14  # arrays of 128 KB
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse
+_POWERS, _INVERSES = _powers(_BASE), _powers(pow(_BASE, -1, HASHES))
+_VALUES = np.array([*struct.unpack("<256Q", shake_128(b"Storyladder").digest(2048))], np.uint64)  # of each byte
 
 
 class StoryHashes:
@@ -79,12 +152,11 @@ class StoryHashes:
 
     def __init__(self) -> None:
         self._normal, self._exact = array("Q"), array("Q")
-        self._add_normal, self._add_exact = self._normal.append, self._exact.append
 
-    def add(self, normal: int, exact: int) -> None:
-        """Add a story."""
-        self._add_normal(normal)
-        self._add_exact(exact)
+    def add(self, normal: Hashes, exact: Hashes) -> None:
+        """Add stories, (n,) and (n,)."""
+        self._normal.frombytes(normal.tobytes())
+        self._exact.frombytes(exact.tobytes())
 
     def ordered(self) -> tuple[Hashes, Hashes]:
         """The first hashes of all stories, sorted, and the second, sorted; both (n,). No story may be added later."""
@@ -99,29 +171,17 @@ class StoryHashes:
         return {name: count for name, count in zip((REPEATED, EXACTLY), counts, strict=True) if count}
 
 
-class HeldBack:
-    """The validation stories that must not be trained on."""
-
-    def __init__(self, parts: Iterable[tuple[Hashes, Hashes]]) -> None:
-        columns = [*zip(*parts, strict=True)] or [(), ()]
-        self._normal, self._exact = (
-            array("Q", np.unique(np.concatenate([np.empty(0, np.uint64), *column])).tobytes()) for column in columns
-        )
-        self._ends = bytearray(1 << _END_BITS)  # 1 at the last bits of every first hash: a quick no for most stories
-        np.frombuffer(self._ends, np.uint8)[np.frombuffer(self._normal, np.uint64) & np.uint64(_END)] = 1
-
-    def holds(self, normal: int) -> bool:
-        """Whether a story with this first hash is a twin of a validation story."""
-        return self._ends[normal & _END] == 1 and _holds(self._normal, normal)
-
-    def holds_exactly(self, exact: int) -> bool:
-        """Whether a story with this second hash is an exact twin of a validation story."""
-        return _holds(self._exact, exact)
+def are_in(these: Hashes, those: Hashes) -> npt.NDArray[np.bool_]:
+    """Which of these hashes are among those, which are sorted."""
+    if not len(those):
+        return np.zeros(len(these), dtype=bool)
+    found: npt.NDArray[np.bool_] = those[np.minimum(np.searchsorted(those, these), len(those) - 1)] == these
+    return found
 
 
-def _holds(ordered: array[int], value: int) -> bool:
-    place = bisect_left(ordered, value)
-    return place < len(ordered) and ordered[place] == value
+def all_sorted(parts: Iterable[Hashes]) -> Hashes:
+    """All the hashes, sorted, each once."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *parts]))
 
 
 def stored_hashes(path: Path, sidecar: Sidecar | None) -> tuple[Hashes, Hashes] | None:
@@ -139,12 +199,8 @@ def stored_hashes(path: Path, sidecar: Sidecar | None) -> tuple[Hashes, Hashes] 
 
 def in_both(these: Hashes, those: Hashes) -> int:
     """How many of these hashes are among those; both sorted. Takes a few MB for any number of them."""
-    count, step = 0, 1 << 18
-    for start in range(0, len(these) if len(those) else 0, step):
-        part = these[start : start + step]
-        places = np.minimum(np.searchsorted(those, part), len(those) - 1)
-        count += int(np.count_nonzero(those[places] == part))
-    return count
+    step = 1 << 18
+    return sum(int(are_in(these[i : i + step], those).sum()) for i in range(0, len(these), step))
 
 
 def told(name: str, train: Sidecar, val: Sidecar) -> str:
