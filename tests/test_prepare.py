@@ -9,72 +9,28 @@ import signal
 import subprocess
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from preparing import ByteTokenizer, build, bytes_of, hashes_of, numbered, stories_in, text_of
 from running import ENVIRONMENT, command, edited_config, refusal, run_script
 
 from storyladder.corpus import prepare
 from storyladder.corpus.corpora import corpus_named
 from storyladder.corpus.folders import corpus_files
-from storyladder.corpus.prepare import CorpusText, build_token_files, sample_text, text_of_files
-from storyladder.corpus.repeats import StoryHasher
+from storyladder.corpus.prepare import CorpusText, sample_text, text_of_files
 from storyladder.corpus.sample_stories import sample_stories
-from storyladder.corpus.token_file import Sidecar, open_token_file
-from storyladder.corpus.tokenizer import EOT, Tokenizer, gpt2_tokenizer
+from storyladder.corpus.token_file import open_token_file
+from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.runtime.errors import DataError
 from storyladder.runtime.lock import locked
 from storyladder.settings import CleaningConfig, CorpusConfig
 
 SIX = ("train.bin", "val.bin", "train_ch.bin", "val_ch.bin", "train_simp.bin", "val_simp.bin")
-
-
-def text_of(stories: list[str], val: list[str] | None = None) -> CorpusText:
-    return CorpusText(train=lambda: stories, val=(lambda: val) if val is not None else None, names=["given"])
-
-
-def build(
-    folder: Path, text: CorpusText, *, corpus: CorpusConfig | None = None, **options: object
-) -> tuple[Sidecar, Sidecar]:
-    """The sidecars of training and validation."""
-    built = build_token_files(
-        text,
-        train_path=folder / "train.bin",
-        val_path=folder / "val.bin",
-        corpus=corpus or CorpusConfig(),
-        **{"tokenizer": gpt2_tokenizer(), **options},  # type: ignore[arg-type]
-    )
-    assert list(built) == [folder / "train.bin", folder / "val.bin"]
-    train, val = built.values()
-    return train, val
-
-
-def stories_in(path: Path) -> list[str]:
-    tokenizer = gpt2_tokenizer()
-    ids = open_token_file(path, tokenizer=tokenizer.fingerprint, vocab_size=50257).ids
-    assert ids[-1] == EOT, "every story is ended, also the last"
-    return tokenizer.decode(ids[:-1].tolist()).split("<|endoftext|>")
-
-
-@cache
-def hasher() -> StoryHasher:
-    return StoryHasher(gpt2_tokenizer())
-
-
-def hashes_of(*stories: str) -> tuple[int, int]:
-    """Both hashes of the last of some stories."""
-    normal, exact = hasher().of_stories(stories, gpt2_tokenizer().encode_stories(stories))
-    return int(normal[-1]), int(exact[-1])
-
-
-def bytes_of(folder: Path, pattern: str = "*.bin*") -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.glob(pattern))}
 
 
 def names(folder: Path) -> set[str]:
@@ -111,10 +67,6 @@ def test_what_cleaning_did_is_counted_on_each_side(tmp_path: Path) -> None:
         "dropped empty": 1,
     }
     assert val.cleaning == {"lower-cased": 1}
-
-
-def numbered(count: int) -> list[str]:
-    return [f"Story number {i}." for i in range(count)]
 
 
 def test_about_the_asked_share_is_held_back_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -196,25 +148,8 @@ def test_a_limit_with_a_split_counts_training_text(tmp_path: Path) -> None:
     train, val = build(
         tmp_path, text_of(["x" + s for s in numbered(5000)]), corpus=CorpusConfig(val_percent=20), limit_bytes=9000
     )
-    assert 9000 <= train.text_bytes < 9030 and 1000 < val.text_bytes < 3500
-
-
-class ByteTokenizer(Tokenizer):
-    """A token a byte: quick, for tests of everything but tokens."""
-
-    vocab_size = 257
-    eot = 256
-
-    def __init__(self) -> None:
-        pass
-
-    def encode_stories(self, stories: Sequence[str]) -> np.ndarray:
-        ids = np.frombuffer(b"".join(story.encode() + b"\xff" for story in stories), dtype=np.uint8).astype(np.uint16)
-        ids[ids == 255] = 256
-        return ids
-
-    def decode_bytes(self, token: int) -> bytes:
-        return bytes([token]) if token < 256 else b""
+    assert 8600 < train.text_bytes < 9400, "the hash decides after the text was read"
+    assert 1000 < val.text_bytes < 3500
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +164,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert train.text_bytes > 29_000_000
-    assert peak < 15_000_000, f"{peak:,} bytes"
+    assert peak < 20_000_000, f"{peak:,} bytes"
 
 
 @pytest.mark.usefixtures("small_bundles")

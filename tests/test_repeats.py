@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from preparing import ByteTokenizer, build, bytes_of, hasher, hashes_of, numbered, stories_in, text_of
 from running import edited_config, run_script
-from test_prepare import ByteTokenizer, build, bytes_of, hasher, hashes_of, numbered, stories_in, text_of
 
 from storyladder.corpus import prepare
 from storyladder.corpus.prepare import CorpusText, sample_text

@@ -228,7 +228,8 @@ class _Job:
             counts = {LEAKS[self.keep_leaks]: leaks, EXACT_LEAKS: leaks & are_in(exact, self._held_back[1])}
             self.counts[main].update({name: int(found.sum()) for name, found in counts.items() if found.any()})
             sides = {main: ~for_val if self.keep_leaks else ~for_val & ~leaks, self.val_path: for_val}
-            self.smallest = min(self.smallest, *normal[sides[main]].tolist(), HASHES)
+            if sides[main].any():
+                self.smallest = min(self.smallest, int(normal[sides[main]].min()))
         for path, kept in sides.items():
             self.hashes[path].add(normal[kept], exact[kept])
         for i, done in bundle.changes:
