@@ -29,6 +29,7 @@ from storyladder.settings import STORY_SEPARATORS, Ladder, StageConfig
 if TYPE_CHECKING:
     from storyladder.corpus.corpora import Corpus
     from storyladder.corpus.prepare import CorpusText
+    from storyladder.corpus.repeats import Hashes
     from storyladder.corpus.token_file import Sidecar
     from storyladder.runtime.signals import StopRequest
 
@@ -54,6 +55,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--story-separator", choices=STORY_SEPARATORS, help="what separates the stories of .txt files; auto: detect it"
     )
     parser.add_argument("--story-field", metavar="NAME", help="the field or column that holds the story")
+    parser.add_argument(
+        "--keep-leaks", action="store_true", help="keep training stories that also stand in a validation text"
+    )
     return parser.parse(argv)
 
 
@@ -81,7 +85,10 @@ def main(argv: list[str] | None = None) -> None:
             for name in first_of:
                 with kept_from_training(ladder, name):
                     pass  # refuse before reading or downloading anything
-            for name, text in corpus_texts(flags, ladder, [*reversed(first_of.values())], limit_bytes, stop).items():
+            texts = corpus_texts(flags, ladder, [*reversed(first_of.values())], limit_bytes, stop)
+            known = validation_stories(ladder, texts, limit_bytes, stop)
+            for name in sorted(texts, key=lambda name: texts[name].val is not None):
+                text = texts[name]
                 print(*(f"{name} {line}" for line in text.plan), sep="\n", end="\n" if text.plan else "")
                 train_path, val_path = token_files(ladder, first_of[name])
                 with kept_from_training(ladder, name):
@@ -92,25 +99,85 @@ def main(argv: list[str] | None = None) -> None:
                         corpus=ladder.corpus,
                         tokenizer=tokenizer_named(ladder.tokenizer),
                         limit_bytes=limit_bytes,
+                        held_back=[hashes for other, hashes in known.items() if other != name],
+                        keep_leaks=flags.keep_leaks,
                         check_stop=stop.check,
                     )
+                known |= stored_for_validation(ladder, name)
                 print_built(name, text, built)
+            print_across(flags, ladder)
 
 
 def print_built(name: str, text: CorpusText, built: dict[Path, Sidecar]) -> None:
     """Print what reading detected, and a line for each token file."""
+    from storyladder.corpus import repeats
     from storyladder.corpus.folders import counted
     from storyladder.corpus.prepare import MB
 
     for line in text.summary():
         print(f"{name}: {line}")
     for path, sidecar in built.items():
-        cleaned = ", ".join(f"{action} {count:,}" for action, count in sorted(sidecar.cleaning.items()))
+        counts = sorted(sidecar.cleaning.items())
+        cleaned = ", ".join(f"{action} {count:,}" for action, count in counts if action not in repeats.COUNTS)
         print(
             f"{path}: {counted(sidecar.stories, 'story')}, {sidecar.text_bytes / MB:,.1f} MB of text, "
             f"{sidecar.tokens:,} tokens" + (f" ({cleaned})" if cleaned else ""),
             flush=True,
         )
+    print(repeats.told(name, *built.values()), flush=True)
+
+
+def print_across(flags: argparse.Namespace, ladder: Ladder) -> None:
+    """Print which stories several corpora have, and the command that leaves out what validates another corpus."""
+    from storyladder.corpus.corpora import token_files
+    from storyladder.corpus.repeats import told_across
+    from storyladder.corpus.token_file import recorded_sidecar
+
+    first_of = {stage.corpus: stage for stage in reversed(ladder.stages)}
+    pairs = {name: token_files(ladder, stage) for name, stage in reversed(first_of.items())}
+    files = {name: [(path, recorded_sidecar(path)) for path in pair] for name, pair in pairs.items()}
+    lines, leaking = told_across(files)
+    print(*lines, sep="\n", end="\n" if lines else "")
+    typed = ["--download"] * flags.download + ["--sample"] * flags.sample
+    for flag in ("--from", "--limit-mb", "--story-separator", "--story-field"):
+        value = flags.folder if flag == "--from" else getattr(flags, flag[2:].replace("-", "_"))
+        typed += [flag, f"{value:g}" if isinstance(value, float) else str(value)] if value else []
+    for name in leaking:
+        command = ladder.command("prepare_data.py", "--stage", first_of[name].name, *typed)
+        print(f"to leave them out of the training text of {name}: {command}")
+
+
+def validation_stories(
+    ladder: Ladder, texts: dict[str, CorpusText], limit_bytes: int | None, stop: StopRequest
+) -> dict[str, tuple[Hashes, Hashes]]:
+    """Hashes of the validation stories of each corpus, as far as they are known before anything is prepared.
+
+    Where a hash of the story decides, they are known once that corpus is prepared, so it is prepared before those with
+    validation files. Two such corpora cannot leak into each other: the same hash decides in both.
+    """
+    from storyladder.corpus.prepare import validation_hashes
+    from storyladder.corpus.tokenizer import tokenizer_named
+
+    tokenizer = tokenizer_named(ladder.tokenizer)
+    known: dict[str, tuple[Hashes, Hashes]] = {}
+    for name in dict.fromkeys(stage.corpus for stage in ladder.stages):
+        if name not in texts:
+            known |= stored_for_validation(ladder, name)
+        elif texts[name].val and len(texts) > 1:
+            known[name] = validation_hashes(texts[name], ladder.corpus, tokenizer, limit_bytes, stop.check)
+    return known
+
+
+def stored_for_validation(ladder: Ladder, corpus: str) -> dict[str, tuple[Hashes, Hashes]]:
+    """Hashes of the stories in a corpus's validation file, by its name; empty if it has none."""
+    from storyladder.corpus.corpora import token_files
+    from storyladder.corpus.repeats import stored_hashes
+    from storyladder.corpus.token_file import recorded_sidecar
+
+    stage = next(stage for stage in ladder.stages if stage.corpus == corpus)
+    _, val_path = token_files(ladder, stage)
+    hashes = stored_hashes(val_path, recorded_sidecar(val_path))
+    return {corpus: hashes} if hashes else {}
 
 
 @contextlib.contextmanager

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
+import functools
+import itertools
+import operator
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +25,7 @@ from storyladder.corpus.fields import Reading
 from storyladder.corpus.folders import Found, counted, listed, split_by_name, without_repeats
 from storyladder.corpus.opening import PACKED, Source, kind_of_file
 from storyladder.corpus.readers import read_stories, separator_of
+from storyladder.corpus.repeats import EXACT_LEAKS, HASHES, LEAKS, Hashes, StoryHasher, StoryHashes, all_sorted, are_in
 from storyladder.corpus.sample_stories import sample_stories
 from storyladder.corpus.token_file import Sidecar, TokenWriter
 from storyladder.corpus.tokenizer import Tokenizer
@@ -34,7 +37,7 @@ _BUNDLE_CHARS = 1 << 22  # characters encoded together
 _MOST_WORKERS = 4  # more would wait for the single thread that reads and cleans, and each holds a bundle in memory
 _VAL_SHARE_OF_LIMIT = 0.1  # --limit-mb N: at most N MB of training text, and a tenth of that for validation
 _MOST_SOURCES = 100  # file names in a sidecar
-_HASHES = 2**64
+_NOTHING: list[str] = []
 _MANY_FILES = 1_000  # from here on, a progress bar counts files too
 
 
@@ -110,21 +113,30 @@ def build_token_files(
     corpus: CorpusConfig,
     tokenizer: Tokenizer,
     limit_bytes: int | None = None,
+    held_back: Sequence[tuple[Hashes, Hashes]] = (),
+    keep_leaks: bool = False,
     workers: int | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> dict[Path, Sidecar]:
-    """Write the training and the validation file of one corpus. `check_stop` raises if a signal asked to stop."""
-    share = int(corpus.val_percent / 100 * _HASHES)
+    """Write the training and the validation file of one corpus. `check_stop` raises if a signal asked to stop.
+
+    Training stories that stand in the corpus's own validation text or in that of others, of which `held_back` has the
+    hashes, are dropped unless `keep_leaks`.
+    """
+    share = int(corpus.val_percent / 100 * HASHES)
     for _ in range(2):
-        job = _Job(text, train_path, val_path, corpus, limit_bytes, share)
+        job = _Job(text, train_path, val_path, corpus, limit_bytes, share, held_back, keep_leaks)
         with ExitStack() as stack:
             writers = {path: stack.enter_context(TokenWriter(path, tokenizer.fingerprint)) for path in job.limits}
             bar = stack.enter_context(
                 tqdm(total=text.bytes, unit="B", unit_scale=True, desc=train_path.name, leave=False, disable=None)
             )
-            for path, (ids, n_stories, n_bytes) in _encoded(job.stories(), tokenizer, workers or _cores()):
-                writers[path].add(ids, stories=n_stories, text_bytes=n_bytes)
-                bar.update(n_bytes)
+            for main, bundle in _encoded(job.stories(), tokenizer, workers or _cores()):
+                for path, kept in job.sides(main, bundle).items():
+                    writers[path].add(
+                        bundle.ids_of(kept), stories=int(kept.sum()), text_bytes=int(bundle.bytes[kept].sum())
+                    )
+                bar.update(int(bundle.bytes.sum()))
                 check_stop()
             if not text.val and not writers[val_path].stories and writers[train_path].stories > 1:
                 share = job.smallest + 1  # few stories, none held back by chance: repeat with one
@@ -133,7 +145,12 @@ def build_token_files(
                 if not writer.stories:
                     raise DataError(f"no stories for {path.name} in {listed(text.names)}; {_why_none(job, path)}")
             built = {
-                path: writer.seal(sources=text.names, cleaning=job.counts[path]) for path, writer in writers.items()
+                path: writer.seal(
+                    sources=text.names,
+                    cleaning=job.counts[path] + collections.Counter(job.hashes[path].repeats()),
+                    hashes=job.hashes[path].ordered(),
+                )
+                for path, writer in writers.items()
             }
             for writer in writers.values():
                 writer.publish()
@@ -155,58 +172,122 @@ class _Job:
     corpus: CorpusConfig
     limit_bytes: int | None
     share: int  # without validation files, stories with a hash below this are for validation
-    smallest: int = _HASHES  # hash of a training story
+    others: Sequence[tuple[Hashes, Hashes]] = ()  # hashes of the validation stories of other corpora
+    keep_leaks: bool = False
+    smallest: int = HASHES  # hash of a training story
 
     def __post_init__(self) -> None:
         val_limit = self.limit_bytes and int(self.limit_bytes * _VAL_SHARE_OF_LIMIT)
         self.limits = {self.train_path: self.limit_bytes, self.val_path: val_limit}
         self.counts: dict[Path, collections.Counter[str]] = {path: collections.Counter() for path in self.limits}
+        self.hashes = {path: StoryHashes() for path in self.limits}
+        self._held_back: list[Hashes] | None = None  # both hashes of stories that must not be trained on
 
-    def stories(self) -> Iterator[tuple[Path, str]]:
-        """Cleaned stories, each with its token file, until the limits are reached."""
+    def stories(self) -> Iterator[Cleaned]:
+        """Cleaned stories, until the limits are reached. Validation files come first: none of theirs is trained on."""
         if self.text.reading:
             self.text.reading.restart()
-        yield from self._kept(self.text.train(), self.train_path, None if self.text.val else self.val_path)
-        if self.text.val:
-            yield from self._kept(self.text.val(), self.val_path, None)
+        yield from self.stories_for_validation()
+        yield from self._cleaned(self.text.train(), self.train_path)
 
-    def _kept(self, stories: Iterable[str], main: Path, other: Path | None) -> Iterator[tuple[Path, str]]:
+    def stories_for_validation(self) -> Iterator[Cleaned]:
+        """The stories of the validation files, if there are any."""
+        if self.text.val:
+            yield from self._cleaned(self.text.val(), self.val_path)
+
+    def _cleaned(self, stories: Iterable[str], main: Path) -> Iterator[Cleaned]:
         limit, read = self.limits[main], 0
+        if limit is not None and not self.text.val:
+            limit += int(limit * self.share / (HASHES - self.share))  # this much more text will be for validation
+        done: collections.Counter[str] = collections.Counter()  # to this story
         for story in stories:
             if limit is not None and read >= limit:
                 return
-            number = _hash(story) if other else _HASHES
-            path = other if other and number < self.share else main
-            if (cleaned := clean_story(story, self.corpus.cleaning, self.counts[path])) is not None:
-                if path == main:
-                    read += _utf8_bytes(cleaned)
-                    self.smallest = min(self.smallest, number)
-                yield path, cleaned
+            cleaned = clean_story(story, self.corpus.cleaning, done)
+            if cleaned is None:
+                self.counts[main].update(done)
+            else:
+                read += 0 if limit is None else _utf8_bytes(cleaned)
+                yield main, cleaned, [*done] if done else _NOTHING
+            if done:
+                done.clear()
+
+    def sides(self, main: Path, bundle: Bundle) -> dict[Path, npt.NDArray[np.bool_]]:
+        """Which stories of a bundle go to which token file. Twins are on one side; stories added later move none."""
+        normal, exact = bundle.hashes
+        sides = {main: np.ones(len(normal), dtype=bool)}
+        if main is self.train_path:
+            if self._held_back is None:
+                own = [self.hashes[self.val_path].ordered()] if self.text.val else []
+                self._held_back = [all_sorted(column) for column in zip(*own, *self.others, strict=True)] or [
+                    normal[:0],
+                    exact[:0],
+                ]
+            for_val = (normal < self.share) & (not self.text.val)
+            leaks = are_in(normal, self._held_back[0]) & ~for_val
+            counts = {LEAKS[self.keep_leaks]: leaks, EXACT_LEAKS: leaks & are_in(exact, self._held_back[1])}
+            self.counts[main].update({name: int(found.sum()) for name, found in counts.items() if found.any()})
+            sides = {main: ~for_val if self.keep_leaks else ~for_val & ~leaks, self.val_path: for_val}
+            if sides[main].any():
+                self.smallest = min(self.smallest, int(normal[sides[main]].min()))
+        for path, kept in sides.items():
+            self.hashes[path].add(normal[kept], exact[kept])
+        for i, done in bundle.changes:
+            self.counts[next((path for path, kept in sides.items() if kept[i]), main)].update(done)
+        return sides
 
 
-def _hash(story: str) -> int:
-    """A hash below 2**64. It depends on the story alone: added stories move none, and duplicates stay on one side."""
-    digest = hashlib.sha256(story.strip().encode("utf-8", errors="replace")).digest()
-    return int.from_bytes(digest[:8], "big")
+def validation_hashes(
+    text: CorpusText,
+    corpus: CorpusConfig,
+    tokenizer: Tokenizer,
+    limit_bytes: int | None,
+    check_stop: Callable[[], None] = lambda: None,
+) -> tuple[Hashes, Hashes]:
+    """Hashes of the stories in the validation files of a corpus, as build_token_files would take them."""
+    job = _Job(text, Path("train.bin"), Path("val.bin"), corpus, limit_bytes, share=0)
+    for main, bundle in _encoded(job.stories_for_validation(), tokenizer, _cores()):
+        job.sides(main, bundle)
+        check_stop()
+    return job.hashes[job.val_path].ordered()
 
 
 def _why_none(job: _Job, path: Path) -> str:
-    if counts := job.counts[path]:
+    counts = job.counts[path]
+    if leaks := counts[LEAKS[False]]:
+        return f"{leaks:,} stand in validation and were left out; add other stories, or keep them with --keep-leaks"
+    if counts:
         return f"cleaning dropped all of them ({dict(counts)}); relax CleaningConfig in config.py"
     if found := job.text.summary():
         return f"{found[0]}. Add more text, or set what separates the stories, for example --story-separator line"
     return "add more text, or raise val_percent in config.py"
 
 
-Bundle = tuple[npt.NDArray[np.uint16], int, int]  # ids, stories, bytes of text
+Cleaned = tuple[Path, str, list[str]]  # the token file unless repeats decide otherwise, a story, what cleaning changed
 
 
-def _encoded(stories: Iterable[tuple[Path, str]], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[Path, Bundle]]:
-    """Bundles of ids in the order of the stories; encoding releases the GIL, so threads help."""
+@dataclasses.dataclass(frozen=True)
+class Bundle:
+    """Some stories, encoded and hashed."""
+
+    ids: npt.NDArray[np.uint16]
+    tokens: npt.NDArray[np.int64]  # of each story with its end token, (n,)
+    bytes: npt.NDArray[np.int64]  # of each story's text, (n,)
+    hashes: tuple[Hashes, Hashes]
+    changes: list[tuple[int, list[str]]]  # which stories cleaning changed, and how
+
+    def ids_of(self, kept: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint16]:
+        """The ids of some of the stories."""
+        return self.ids if kept.all() else self.ids[np.repeat(kept, self.tokens)]
+
+
+def _encoded(stories: Iterable[Cleaned], tokenizer: Tokenizer, workers: int) -> Iterator[tuple[Path, Bundle]]:
+    """Bundles in the order of the stories; encoding releases the GIL, so threads help."""
+    hasher = _hasher(tokenizer)
     with ThreadPoolExecutor(max_workers=workers) as pool:
         waiting: collections.deque[tuple[Path, Future[Bundle]]] = collections.deque()
-        for path, bundle in _bundled(stories):
-            waiting.append((path, pool.submit(_encode, tokenizer, bundle)))
+        for path, texts, changes in _bundled(stories):
+            waiting.append((path, pool.submit(_encode, tokenizer, hasher, texts, changes)))
             if len(waiting) > workers + 1:
                 first_path, future = waiting.popleft()
                 yield first_path, future.result()
@@ -214,21 +295,34 @@ def _encoded(stories: Iterable[tuple[Path, str]], tokenizer: Tokenizer, workers:
             yield last_path, future.result()
 
 
-def _bundled(stories: Iterable[tuple[Path, str]]) -> Iterator[tuple[Path, list[str]]]:
-    """Stories grouped by token file, about 4 MB at a time."""
-    open_bundles: dict[Path, list[str]] = {}
-    sizes: collections.Counter[Path] = collections.Counter()
-    for path, story in stories:
-        open_bundles.setdefault(path, []).append(story)
-        sizes[path] += len(story)
-        if sizes[path] >= _BUNDLE_CHARS:
-            yield path, open_bundles.pop(path)
-            sizes[path] = 0
-    yield from open_bundles.items()
+_hasher = functools.lru_cache(maxsize=1)(StoryHasher)
 
 
-def _encode(tokenizer: Tokenizer, stories: list[str]) -> Bundle:
-    return tokenizer.encode_stories(stories), len(stories), sum(map(_utf8_bytes, stories))
+def _bundled(stories: Iterable[Cleaned]) -> Iterator[tuple[Path, list[str], list[tuple[int, list[str]]]]]:
+    """Stories of one token file grouped, about 4 MB at a time."""
+    for path, group in itertools.groupby(stories, key=operator.itemgetter(0)):
+        texts: list[str] = []
+        changes: list[tuple[int, list[str]]] = []
+        size = 0
+        for _, story, done in group:
+            if done:
+                changes.append((len(texts), done))
+            texts.append(story)
+            size += len(story)
+            if size >= _BUNDLE_CHARS:
+                yield path, texts, changes
+                texts, changes, size = [], [], 0
+        if texts:
+            yield path, texts, changes
+
+
+def _encode(
+    tokenizer: Tokenizer, hasher: StoryHasher, stories: list[str], changes: list[tuple[int, list[str]]]
+) -> Bundle:
+    ids = tokenizer.encode_stories(stories)
+    ends = np.flatnonzero(ids == tokenizer.eot)
+    sizes = np.fromiter(map(_utf8_bytes, stories), np.int64, len(stories))
+    return Bundle(ids, np.diff(ends, prepend=-1), sizes, hasher.of_stories(stories, ids), changes)
 
 
 def _utf8_bytes(text: str) -> int:

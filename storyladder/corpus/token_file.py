@@ -1,5 +1,7 @@
 """Token files: raw little-endian uint16 ids in NAME.bin, and the sidecar NAME.bin.json, written last.
 
+NAME.bin.stories, if there is one, holds the SHA-256 of the ids and hashes of the stories, for repeats.py.
+
 Writing, verifying, and cutting into windows. Batch k is a pure function of (file, seed, k), so resuming needs no reader
 state. Knows no model and no tokenizer; callers pass the tokenizer's fingerprint and the bytes of its tokens.
 """
@@ -83,6 +85,7 @@ class TokenWriter:
         self.path = path
         self._partial = path.with_name(path.name + ".partial")
         self._sidecar_partial = path.with_name(path.name + ".json.partial")
+        self._stories_partial = path.with_name(path.name + ".stories.partial")
         self._tokenizer = tokenizer
         self._digest = hashlib.sha256()
         self.tokens = self.stories = self.text_bytes = self.largest_id = 0
@@ -98,7 +101,7 @@ class TokenWriter:
     ) -> None:
         with contextlib.suppress(OSError):  # a full disk was reported by the write that failed
             self._file.close()
-        for partial in (self._partial, self._sidecar_partial):
+        for partial in (self._partial, self._sidecar_partial, self._stories_partial):
             partial.unlink(missing_ok=True)
 
     def add(self, ids: Ids, *, stories: int, text_bytes: int) -> None:
@@ -120,8 +123,10 @@ class TokenWriter:
         self.publish()
         return sidecar
 
-    def seal(self, *, sources: Sequence[str], cleaning: Mapping[str, int]) -> Sidecar:
-        """Bring file and sidecar to the disk under their partial names: all room is taken, nothing is replaced yet."""
+    def seal(
+        self, *, sources: Sequence[str], cleaning: Mapping[str, int], hashes: Sequence[npt.NDArray[np.uint64]] = ()
+    ) -> Sidecar:
+        """Bring all files to the disk under their partial names: all room is taken, nothing is replaced yet."""
         sidecar = Sidecar(
             format_version=FORMAT_VERSION,
             dtype="uint16",
@@ -142,11 +147,20 @@ class TokenWriter:
                 json.dump(dataclasses.asdict(sidecar), file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
+            if hashes:
+                with self._stories_partial.open("wb") as raw:
+                    raw.write(self._digest.digest())
+                    for column in hashes:
+                        raw.write(column.astype("<u8", copy=False).data)
+                    raw.flush()
+                    os.fsync(raw.fileno())
         return sidecar
 
     def publish(self) -> None:
         """Give a sealed file its final name; the sidecar comes last and makes it complete."""
         with _disk_errors(self.path):
+            if self._stories_partial.exists():  # bound to its ids by their SHA-256, so it may come before them
+                os.replace(self._stories_partial, stories_path(self.path))
             os.replace(self._partial, self.path)
             os.replace(self._sidecar_partial, _sidecar_path(self.path))
 
@@ -167,6 +181,11 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 def _sidecar_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
+
+
+def stories_path(path: Path) -> Path:
+    """The file with the hashes of a token file's stories."""
+    return path.with_name(path.name + ".stories")
 
 
 def open_token_file(path: Path, *, tokenizer: str, vocab_size: int, at_least: int = 2) -> TokenFile:
@@ -197,8 +216,14 @@ def open_token_file(path: Path, *, tokenizer: str, vocab_size: int, at_least: in
 
 def recorded_fingerprint(path: Path) -> str | None:
     """The SHA-256 in the sidecar of a token file, unverified; None without a valid sidecar."""
+    sidecar = recorded_sidecar(path)
+    return sidecar.sha256 if sidecar else None
+
+
+def recorded_sidecar(path: Path) -> Sidecar | None:
+    """The sidecar of a token file, unverified; None without a valid one."""
     try:
-        return _read_sidecar(path).sha256
+        return _read_sidecar(path)
     except DataError:
         return None
 
