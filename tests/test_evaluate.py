@@ -243,7 +243,7 @@ def test_the_table_has_aligned_columns(matrix: Matrix) -> None:
     assert table(matrix.rows)[:3] == [
         "model  text  bits/byte  without EOT    change    loss  perplexity  tokens   bytes  context  precision",
         "tiny   a        0.5000       0.4900      best  1.2500        3.49  12,345  54,321      256       fp32",
-        "tiny   b        2.0000       1.9900  +100.0 %  1.2500        3.49  12,345  54,321      256       fp32",
+        "tiny   b        2.0000       1.9900  +100.0%  1.2500        3.49  12,345  54,321      256       fp32",
     ]
 
 
@@ -255,7 +255,7 @@ def test_the_files_hold_what_was_measured(matrix: Matrix, tmp_path: Path) -> Non
     assert content["forgetting"] == [{**asdict(matrix.forgetting[0]), "sentence": matrix.forgetting[0].sentence}]
     page = written[1].read_text()
     assert (
-        "| x\\|y | a | 0.6000 |" in page and "- Stage x is 20.0 % worse on a" in page and page.count("- Odd text.") == 1
+        "| x\\|y | a | 0.6000 |" in page and "- Stage x is 20.0% worse on a" in page and page.count("- Odd text.") == 1
     )
     (tmp_path / "file").write_text("")
     with pytest.raises(SaveFailed, match="cannot write"):
@@ -293,3 +293,7 @@ def test_any_file_of_stories_is_cleaned_and_split_as_in_preparation(tmp_path: Pa
     assert list(text.stories()) == ["One cat.", "Two dogs."]
     assert (text.name, text.n_stories, text.file.sidecar.text_bytes) == ("stories.txt", 2, 17)
     assert len(text.sha256) == 64
+    path = tmp_path / "letter"
+    path.write_text("One cat.\r\n\r\nTwo dogs.\n", encoding="utf-8")
+    text = text_of_file(path, CorpusConfig(), gpt2_tokenizer(), tmp_path)
+    assert list(text.stories()) == ["One cat.", "Two dogs."], "a file without a suffix is plain text"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from storyladder.runtime.errors import SaveFailed
 from storyladder.runtime.files import replace_text
 
 
@@ -20,8 +21,14 @@ def test_a_file_is_replaced_and_leaves_nothing_beside_it(tmp_path: Path) -> None
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "table.md"
     replace_text(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        replace_text(path, "new \ud800")
-    assert path.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
-    with pytest.raises(OSError, match=r"table\.md"):
+    with pytest.raises(SaveFailed, match=r"cannot write .*below a file .*; free some space"):
         replace_text(path / "below a file", "new")
+    (tmp_path / "table.md.partial").mkdir()
+    with pytest.raises(SaveFailed, match=r"cannot write .*table\.md "):
+        replace_text(path, "new")
+    assert path.read_text(encoding="utf-8") == "old"
+
+
+def test_what_is_no_text_is_replaced_and_stops_nothing(tmp_path: Path) -> None:
+    replace_text(tmp_path / "story.md", "half a \ud800 pair")
+    assert (tmp_path / "story.md").read_text(encoding="utf-8") == "half a ? pair"

@@ -13,6 +13,7 @@ import torch
 from model import GPT
 from storyladder.corpus.tokenizer import gpt2_tokenizer
 from storyladder.measuring.scrapbook import Scrapbook
+from storyladder.runtime.errors import SaveFailed
 from storyladder.settings import GenerateConfig, ModelConfig
 from storyladder.telling.story import tell
 
@@ -105,7 +106,7 @@ def test_an_old_scrapbook_is_renamed(tmp_path: Path, weights: dict[str, torch.Te
     ]
 
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
+@pytest.mark.parametrize("error", [SaveFailed("cannot write it"), MemoryError()])
 def test_what_fails_is_told_once_and_costs_no_training(
     tmp_path: Path,
     weights: dict[str, torch.Tensor],

@@ -5,14 +5,13 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from storyladder.measuring.matrix import MEASURED_ROW, Matrix
-from storyladder.runtime.errors import SaveFailed
+from storyladder.runtime.files import replace_text
 
 FORMAT = 1
 _COLUMNS = (
@@ -45,22 +44,13 @@ def write_evaluation(folder: Path, matrix: Matrix, *, command: str, machine: str
         "versions": {"python": platform.python_version(), **dict(_versions())},
     }
     content = {"format": FORMAT, "made": made, **matrix.record()}
-    return [
-        write_whole(folder / "evaluation.json", json.dumps(content, indent=1) + "\n"),
-        write_whole(folder / "evaluation.md", "\n".join(page(content)) + "\n"),
-    ]
-
-
-def write_whole(path: Path, text: str) -> Path:
-    """Write a file under a partial name, then give it its own; returns the path."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise SaveFailed(f"cannot write {path}: {error.strerror}; check the folder and its permissions") from None
-    return path
+    texts = {
+        folder / "evaluation.json": json.dumps(content, indent=1) + "\n",
+        folder / "evaluation.md": "\n".join(page(content)) + "\n",
+    }
+    for path, text in texts.items():
+        replace_text(path, text)
+    return [*texts]
 
 
 def _versions() -> list[tuple[str, str]]:
@@ -112,7 +102,7 @@ def _cells(row: MEASURED_ROW) -> list[str]:
         str(row["corpus"]),
         f"{row['bits_per_byte']:.4f}",
         f"{row['bits_per_byte_text']:.4f}",
-        "" if change is None else "best" if change == 0 else f"{100 * change:+.1f} %",
+        "" if change is None else "best" if change == 0 else f"{change:+.1%}",
         f"{row['loss']:.4f}",
         f"{row['perplexity']:,.2f}",
         f"{row['tokens']:,}",

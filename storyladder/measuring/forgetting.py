@@ -36,10 +36,9 @@ class Forgetting:
         """In words."""
         how = "no interval: too few stories"
         if self.low is not None and self.high is not None:
-            how = f"95 % interval {100 * self.low:+.1f} to {100 * self.high:+.1f} %"
+            how = f"95 % interval {self.low:+.1%} to {self.high:+.1%}"
         return (
-            f"stage {self.stage} is {100 * self.change:.1f} % worse on {self.corpus} "
-            f"than stage {self.best_stage} was ({how})"
+            f"stage {self.stage} is {self.change:.1%} worse on {self.corpus} than stage {self.best_stage} was ({how})"
         )
 
     def record(self) -> dict[str, str | float | None]:

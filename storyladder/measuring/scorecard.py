@@ -12,7 +12,6 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
-import os
 import platform
 import sys
 import time
@@ -40,6 +39,7 @@ from storyladder.measuring.story_text import Story, words
 from storyladder.measuring.telling_many import forced_choices, tell_many
 from storyladder.results import load_result, stage_command
 from storyladder.runtime.errors import DataError, UserError, report
+from storyladder.runtime.files import replace_text
 from storyladder.runtime.machine import device_text
 from storyladder.runtime.progress import Progress, duration_text
 from storyladder.settings import Ladder, StageConfig
@@ -130,7 +130,7 @@ def write_scorecard(
         "samples": {stage: _as_plain(samples, seed) for stage, samples in told.items()},
     }
     path = ladder.folder("reports") / "scorecard.json"
-    _write(path, content)
+    replace_text(path, json.dumps(content, indent=1) + "\n")
     return [*table_lines(content), f"wrote {path}"]
 
 
@@ -293,17 +293,6 @@ def _made(device: torch.device) -> dict[str, Any]:
         "machine": device_text(device),
         "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}},
     }
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON under a temporary name, then give it its final one."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; check the folder and its permissions") from None
 
 
 def table_lines(content: dict[str, Any]) -> list[str]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from storyladder.corpus.tokenizer import Tokenizer
 from storyladder.learning.network import BuildModel
 from storyladder.measuring.telling_many import tell_many
-from storyladder.runtime.errors import report
+from storyladder.runtime.errors import SaveFailed, report
 from storyladder.runtime.files import replace_text
 from storyladder.runtime.machine import is_out_of_memory
 from storyladder.settings import GenerateConfig, ModelConfig
@@ -71,8 +71,8 @@ class Scrapbook:
             content = {"format": _FORMAT, "prompts": self._prompts, "seed": self._seed, "entries": self._entries}
             replace_text(self._path, json.dumps(content, indent=1) + "\n")
             replace_text(self._path.with_suffix(".md"), "\n".join(self._markdown()) + "\n")
-        except (OSError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, OSError) and not is_out_of_memory(error):
+        except (SaveFailed, MemoryError, RuntimeError) as error:
+            if not isinstance(error, SaveFailed) and not is_out_of_memory(error):
                 raise
             if not self._refused:
                 report(f"warning: no sample stories in {self._path.parent} ({error}); training continues")
