@@ -293,3 +293,7 @@ def test_any_file_of_stories_is_cleaned_and_split_as_in_preparation(tmp_path: Pa
     assert list(text.stories()) == ["One cat.", "Two dogs."]
     assert (text.name, text.n_stories, text.file.sidecar.text_bytes) == ("stories.txt", 2, 17)
     assert len(text.sha256) == 64
+    path = tmp_path / "letter"
+    path.write_text("One cat.\r\n\r\nTwo dogs.\n", encoding="utf-8")
+    text = text_of_file(path, CorpusConfig(), gpt2_tokenizer(), tmp_path)
+    assert list(text.stories()) == ["One cat.", "Two dogs."], "a file without a suffix is plain text"

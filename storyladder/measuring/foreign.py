@@ -22,11 +22,6 @@ _MOST_CONTEXT = 4096  # tokens; stories are shorter, and memory grows with it
 _SAMPLE = 200  # stories on which the tokenizer must give back what it took
 
 
-def is_foreign(path: Path) -> bool:
-    """Whether it is a folder of this layout."""
-    return path.is_dir()
-
-
 def load_foreign(path: Path, stories: Iterable[str], device: torch.device) -> Candidate:
     """The model of a folder. CheckpointError with what is wrong in it; UserError without transformers.
 

@@ -18,7 +18,7 @@ def draw_heat_map(path: Path, rows: Sequence[MEASURED_ROW], log: Callable[[str],
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        log("note: no heat map, because matplotlib is not installed; run python -m pip install matplotlib")
+        log("note: no heat map: matplotlib is not installed; run python -m pip install -r requirements-report.txt")
         return None
     models = list(dict.fromkeys(row["checkpoint"] for row in rows))
     texts = list(dict.fromkeys(row["corpus"] for row in rows))
