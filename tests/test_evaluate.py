@@ -241,8 +241,8 @@ def matrix() -> Matrix:
 
 def test_the_table_has_aligned_columns(matrix: Matrix) -> None:
     assert table(matrix.rows)[:3] == [
-        "model  text  bits/byte  without EOT    change    loss  perplexity  tokens   bytes  context  precision",
-        "tiny   a        0.5000       0.4900      best  1.2500        3.49  12,345  54,321      256       fp32",
+        "model  text  bits/byte  without EOT   change    loss  perplexity  tokens   bytes  context  precision",
+        "tiny   a        0.5000       0.4900     best  1.2500        3.49  12,345  54,321      256       fp32",
         "tiny   b        2.0000       1.9900  +100.0%  1.2500        3.49  12,345  54,321      256       fp32",
     ]
 

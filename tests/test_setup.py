@@ -60,7 +60,7 @@ def test_replayed_text_has_its_rows_and_must_not_change(
     with pytest.raises(UserError, match=r"the content of train_simp.bin changed"):
         train_stage(run_of(ladder, "children"), GPT)
     (toy_data.folder("data") / "train_simp.bin").unlink()
-    with pytest.raises(DataError, match=r"train_simp.bin does not exist; create it with python prepare_data.py"):
+    with pytest.raises(DataError, match=r"replays simple, but .*train_simp.bin does not exist; .*set replay=None"):
         train_stage(run_of(ladder, "children"), GPT)
 
 

@@ -23,7 +23,7 @@ from storyladder.learning.vocabulary import CompactVocabulary
 from storyladder.results import StageFiles, plain_settings
 from storyladder.runtime.checkpoint import Payload
 from storyladder.runtime.distributed import Group, device_of_rank
-from storyladder.runtime.errors import SettingsError, UserError, report
+from storyladder.runtime.errors import DataError, SettingsError, UserError, report
 from storyladder.runtime.machine import (
     Precision,
     free_memory,
@@ -292,6 +292,12 @@ def _set_threads(run: StageRun, before: int | None, vocabulary: CompactVocabular
 def _open_text(run: StageRun) -> StageText:
     model, tokenizer = run.ladder.model, tokenizer_named(run.ladder.tokenizer)
     opened = functools.partial(open_token_file, tokenizer=tokenizer.fingerprint, vocab_size=model.vocab_size)
+    for name in run.stage.replay or ():
+        if not (path := corpus_files(run.ladder, name)[0]).exists():
+            raise DataError(
+                f"stage {run.stage.name} replays {name}, but {path} does not exist; create it with python "
+                f"prepare_data.py, or set replay=None for this stage in config.py: it will then forget more of {name}"
+            )
     train, *replay = [opened(path, at_least=model.context_length + 1) for path in training_files(run.ladder, run.stage)]
     val = opened(corpus_files(run.ladder, run.stage.corpus)[1], at_least=2)
     return StageText(train, val, replay, model.context_length, tokenizer)
