@@ -292,6 +292,10 @@ def test_replay_must_leave_room_for_the_stages_own_text(toy_ladder: Ladder) -> N
     assert only_problem(replace(toy_ladder, stages=(tiny, children, both))) == (
         "stage 'simple': replay adds up to 1, which leaves nothing for the stage's own corpus; expected less than 1"
     )
+    own = replace(simple, corpus="tiny", replay={"tiny": 0.5})
+    assert "expected a corpus of an earlier stage: ['children']" in only_problem(
+        replace(toy_ladder, stages=(tiny, children, own))
+    )
     half = replace(simple, replay={"tiny": 0.2, "children": 0.3})
     assert told(replace(toy_ladder, stages=(tiny, children, half))) == []
 
