@@ -280,6 +280,15 @@ def test_a_page_of_a_long_training_is_small(full: Ladder) -> None:
     assert text.count('class="story"') == len(PROMPTS) * (3 + 1 + 1), "first, middle and last of stage 1, then the last"
 
 
+def test_only_the_first_stage_starts_untrained(full: Ladder) -> None:
+    (full.folder("reports") / "tiny" / "samples.json").unlink()
+    write_json(full.folder("reports") / "children" / "samples.json", some_samples("and so on.", "and on."))
+    text = views(full)[0]
+    assert "<b>children, step 0</b>" in text and "<b>untrained</b>" not in text
+    write_json(full.folder("reports") / "tiny" / "samples.json", some_samples("fog.", "and on."))
+    assert "<b>untrained</b>" in views(full)[0]
+
+
 @pytest.mark.parametrize("kept", [(1,), (2,), (1, 2), (0, 1, 3)], ids=str)
 def test_short_logs_have_curves_too(toy_ladder: Ladder, kept: tuple[int, ...]) -> None:
     recorded(toy_ladder, "tiny", *(records()[k] for k in kept))

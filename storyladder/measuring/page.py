@@ -254,6 +254,7 @@ def _scrapbook(facts: Facts) -> str:
 
 
 def _cards(facts: Facts, prompt: str) -> Iterator[str]:
+    first = facts.ladder.stages[0].name
     for number, (stage, book) in enumerate(facts.samples.items()):
         prompts = list(book.get("prompts", []))
         if prompt not in prompts:
@@ -263,7 +264,7 @@ def _cards(facts: Facts, prompt: str) -> Iterator[str]:
         for entry in _grown(entries, _EARLIER if number == 0 else 1):
             loss = entry.get("val_loss")
             known = f"<span>loss {loss:.2f}</span>" if isinstance(loss, (int, float)) else ""
-            age = "untrained" if number == 0 and entry["step"] == 0 else f"{stage}, step {entry['step']:,}"
+            age = "untrained" if stage == first and entry["step"] == 0 else f"{stage}, step {entry['step']:,}"
             text = _shortened(str(entry["stories"][at]))
             yield f'<article class="story"><header><b>{escape(age)}</b>{known}</header>{_told(text, prompt)}</article>'
 
