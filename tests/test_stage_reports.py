@@ -52,6 +52,12 @@ def test_no_row_is_written_for_an_epoch_that_is_shorter_than_the_log_interval(to
     assert [row["step"] for row in rows(ladder)] == [0, 12, 24]
 
 
+def test_an_evaluation_at_the_end_of_an_epoch_makes_one_row(toy_data: Ladder) -> None:
+    ladder = with_stage(toy_data, max_steps=22, eval_interval=11)
+    train_stage(run_of(ladder), GPT)
+    assert [(row["step"], row["at"]) for row in rows(ladder)] == [(step, "evaluation") for step in (0, 11, 22)]
+
+
 def test_stories_are_told_at_every_evaluation_and_a_resumed_stage_tells_the_same(
     toy_data: Ladder, tmp_path: Path
 ) -> None:
