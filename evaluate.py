@@ -214,7 +214,7 @@ def print_forgetting(matrix: Matrix) -> None:
         if entry.is_beyond_noise:
             report(
                 f"warning: stage {entry.stage} forgot more than {100 * LIMIT:g} % of {entry.corpus}; to mix that text "
-                f'into its batches, set replay={{"{entry.corpus}": 0.05}} for that stage in config.py'
+                f'into its batches, set replay={{"{entry.corpus}": 0.1}} for that stage in config.py'
             )
 
 

@@ -75,7 +75,7 @@ def _begin(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gro
     print(machine_line(stage.learner.device, stage.learner.precision))
     if not group.is_alone:
         print(f"{group.world_size} processes share each batch of {run.stage.batch_size} sequences")
-    print(f"stage {run.stage.name}: {start.description}", flush=True)
+    print(f"stage {run.stage.name}: {start.description}{_replay_text(run.stage)}", flush=True)
     if run.minutes is not None:
         fit_to_minutes(stage, run.minutes, measure_speed(stage))
     load_start(stage.learner, start)
@@ -90,6 +90,11 @@ def _begin(run: StageRun, build_model: BuildModel, stop: StopRequest, group: Gro
     stage.reports.begin(stage.state)
     record_start(stage, start)
     return stage
+
+
+def _replay_text(stage: StageConfig) -> str:
+    shares = [f"{share:.3g} of {corpus}" for corpus, share in (stage.replay or {}).items()]
+    return f"; replaying {' and '.join(shares)} in each batch" if shares else ""
 
 
 def _set_aside(stage: Stage) -> None:
