@@ -47,7 +47,10 @@ CHILDREN = replace(
     script="train_children.py",
     result_file="children_stories_fin.pt",
     init_from="tiny",
-    max_steps=90_000,  # one epoch, unless the validation loss stops falling earlier
+    replay={
+        "tiny": 0.25
+    },  # a quarter of each batch, so that TinyStories are not forgotten; docs/measuring.md has figures
+    max_steps=120_000,  # one epoch, unless the validation loss stops falling earlier
     max_lr=1e-4,
     min_lr=1e-5,
     warmup_steps=500,
@@ -61,7 +64,8 @@ SIMPLE = replace(
     script="train_simp.py",
     result_file="simple_stories_ckpt.pt",
     init_from="children",
-    max_steps=60_000,
+    replay={"tiny": 0.125, "children": 0.125},
+    max_steps=80_000,
     max_lr=5e-5,
     min_lr=5e-6,
 )

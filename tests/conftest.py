@@ -62,6 +62,7 @@ TOY_STAGE: dict[str, Any] = {
     "eval_interval": 3,
     "save_interval": 4,
     "log_interval": 1,
+    "replay": None,
     "sample_tokens": 0,
     "pictures": False,
     "seed": 7,

@@ -21,7 +21,7 @@ from config import CHILDREN, SIMPLE, TINY
 from storyladder.settings import CorpusConfig, GenerateConfig, Ladder, ModelConfig, Paths
 
 TOY = dict(max_steps={steps}, batch_size=4, max_lr=5e-3, min_lr=5e-4, warmup_steps=2, eval_interval=4, save_interval=3)
-TOY |= dict(sample_tokens=0, pictures=False)
+TOY |= dict(replay=None, sample_tokens=0, pictures=False)
 TINY = replace(TINY, **TOY)
 CHILDREN = replace(CHILDREN, **TOY, patience=3)
 SIMPLE = replace(SIMPLE, **TOY, patience=3)

@@ -131,6 +131,12 @@ def test_what_is_our_mistake_is_raised(tmp_path: Path, weights: dict[str, torch.
         )
 
 
+def test_a_model_of_fewer_tokens_than_the_tokenizer_tells_nothing(tmp_path: Path) -> None:
+    config = ModelConfig(n_layer=1, n_head=2, n_embd=16, context_length=32, vocab_size=64)
+    scrapbook(tmp_path, model=config).add(GPT(config).state_dict(), step=0, tokens=0, val_loss=1.0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_long_prompt_leaves_half_of_the_context_for_the_story(
     tmp_path: Path, weights: dict[str, torch.Tensor]
 ) -> None:

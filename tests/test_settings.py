@@ -467,7 +467,7 @@ def test_config_py_prints_parameters_and_every_stage() -> None:
     shape = "(8 layers, 8 heads, width 336, context 256, 50,257 tokens of gpt2, dropout 0.1)"
     assert text.startswith(f"preset default: 27,846,000 parameters {shape}\n")
     assert row(text, "tokens per step") == ["8,192"] * 3
-    assert row(text, "max_steps") == ["200,000", "90,000", "60,000"]
+    assert row(text, "max_steps") == ["200,000", "120,000", "80,000"]
     assert row(text, "tokens in all") == ["1,638,400,000", "737,280,000", "491,520,000"]
     assert row(text, "patience") == ["None", "5", "5"]
     assert row(text, "max_lr") == ["0.0003", "0.0001", "5e-05"]

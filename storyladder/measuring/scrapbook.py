@@ -65,6 +65,8 @@ class Scrapbook:
 
     def add(self, weights: dict[str, Tensor], *, step: int, tokens: int, val_loss: float) -> None:
         """Tell the stories with these weights, of the whole vocabulary, after `tokens` tokens of training."""
+        if self._model.vocab_size < self._tokenizer.vocab_size:
+            return  # its token files are no text of this tokenizer, so it has no words to tell with
         try:
             stories = self._stories(weights)
             self._entries.append({"step": step, "tokens": tokens, "val_loss": val_loss, "stories": stories})

@@ -43,6 +43,8 @@ STAGE = {
     "eval_interval": 4,
     "save_interval": 3,
     "log_interval": 1,
+    "replay": None,
+    "pictures": False,
     "seed": 7,
 }
 TYPES = 60
