@@ -231,4 +231,6 @@ def settings_lines(ladder: Ladder) -> list[str]:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}:{item}" for name, item in value.items())
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -432,7 +432,8 @@ def _family_problems(ladder: Ladder) -> Iterator[str]:
             yield f"{where}init_from is {stage.init_from!r}; expected None or an earlier stage: {earlier or 'none'}"
         corpora = list(dict.fromkeys(other.corpus for other in before if other.corpus != stage.corpus))
         for corpus in sorted((stage.replay or {}).keys() - corpora):
-            yield f"{where}replay names {corpus!r}; expected a corpus of an earlier stage: {corpora or 'none'}"
+            known = corpora or "there is none"
+            yield f"{where}replay names {corpus!r}; expected a corpus of an earlier stage ({known}), or replay=None"
         for field in ("name", "script", "result_file"):
             value = getattr(stage, field)
             if value in [getattr(other, field) for other in before]:

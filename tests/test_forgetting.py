@@ -26,7 +26,7 @@ def test_a_later_stage_is_compared_with_the_best_one() -> None:
         ("simple", "a", "tiny", 0.07),
         ("simple", "b", "children", 0.02),
     ], "the top of the ladder is the best on c, and earlier stages cannot have forgotten"
-    assert found[1].sentence == ("stage simple is 7.0 % worse on a than stage tiny was (95 % interval +7.0 to +7.0 %)")
+    assert found[1].sentence == ("stage simple is 7.0% worse on a than stage tiny was (95 % interval +7.0% to +7.0%)")
     assert [entry.is_beyond_noise for entry in found] == [True, True, False]
     assert found[0].record().keys() == {"stage", "corpus", "best_stage", "change", "low", "high", "sentence"}
 

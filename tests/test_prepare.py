@@ -572,7 +572,7 @@ def with_fables(tmp_path: Path) -> Path:
         "MORE = replace(FABLES, name='more', script='train_more.py', result_file='more.pt', init_from='fables')",
         f"HERE = replace(LADDER, paths=Paths(root={str(tmp_path)!r}), corpus=CorpusConfig(sample_stories=100))",
         "FIVE = replace(HERE, stages=(TINY, CHILDREN, SIMPLE, FABLES, MORE))",
-        "PRESETS = (FIVE, replace(HERE, name='alone', stages=(replace(FABLES, init_from=None),)))",
+        "PRESETS = (FIVE, replace(HERE, name='alone', stages=(replace(FABLES, init_from=None, replay=None),)))",
     )
 
 

@@ -276,8 +276,11 @@ def test_a_stage_can_only_start_from_an_earlier_one(toy_ladder: Ladder) -> None:
         ({"tiny": 1.5}, "replay of 'tiny' is 1.5; expected a share between 0 and 1, for example 0.1"),
         (0.1, "replay is 0.1; expected a dict of names and numbers, such as {'tiny': 0.1}, or None, for example None"),
         ({"tiny": "0.1"}, "replay is {'tiny': '0.1'}; expected a dict of names"),
-        ({"children": 0.1}, "replay names 'children'; expected a corpus of an earlier stage: ['tiny']"),
-        ({"simple": 0.1}, "replay names 'simple'; expected a corpus of an earlier stage: ['tiny']"),
+        (
+            {"children": 0.1},
+            "replay names 'children'; expected a corpus of an earlier stage (['tiny']), or replay=None",
+        ),
+        ({"simple": 0.1}, "replay names 'simple'; expected a corpus of an earlier stage (['tiny']), or replay=None"),
     ],
 )
 def test_replay_takes_shares_of_earlier_corpora(toy_ladder: Ladder, replay: Any, line: str) -> None:
@@ -293,7 +296,7 @@ def test_replay_must_leave_room_for_the_stages_own_text(toy_ladder: Ladder) -> N
         "stage 'simple': replay adds up to 1, which leaves nothing for the stage's own corpus; expected less than 1"
     )
     own = replace(simple, corpus="tiny", replay={"tiny": 0.5})
-    assert "expected a corpus of an earlier stage: ['children']" in only_problem(
+    assert "expected a corpus of an earlier stage (['children']), or replay=None" in only_problem(
         replace(toy_ladder, stages=(tiny, children, own))
     )
     half = replace(simple, replay={"tiny": 0.2, "children": 0.3})
@@ -468,7 +471,8 @@ def test_config_py_prints_parameters_and_every_stage() -> None:
     assert text.startswith(f"preset default: 27,846,000 parameters {shape}\n")
     assert row(text, "tokens per step") == ["8,192"] * 3
     assert row(text, "max_steps") == ["200,000", "120,000", "80,000"]
-    assert row(text, "tokens in all") == ["1,638,400,000", "737,280,000", "491,520,000"]
+    assert row(text, "tokens in all") == ["1,638,400,000", "983,040,000", "655,360,000"]
+    assert row(text, "replay") == ["None", "tiny:0.25", "tiny:0.125,children:0.125"]
     assert row(text, "patience") == ["None", "5", "5"]
     assert row(text, "max_lr") == ["0.0003", "0.0001", "5e-05"]
     for field in dataclasses.fields(StageConfig):
