@@ -161,11 +161,11 @@ def evaluate(ladder: Ladder, flags: argparse.Namespace, command: str) -> None:
             check_stop=stop.check,
         )
     print("\n".join(table(matrix.rows)))
-    print_forgetting(matrix)
+    print_forgetting(matrix, ladder)
     if flags.text is None:
         reports = ladder.folder("reports")
         written = write_evaluation(reports, matrix, command=command, machine=machine_line(device, precision))
-        written += [path for path in [draw_heat_map(reports / "heat_map.png", matrix.rows, report)] if path]
+        written += [path for path in [draw_heat_map(reports / "heat_map.png", matrix.rows)] if path]
         print(f"written: {', '.join(map(str, written))}")
     if flags.json:
         print(json.dumps(matrix.rows[0] if len(matrix.rows) == 1 else matrix.record()))
@@ -204,18 +204,16 @@ def models(
     return found
 
 
-def print_forgetting(matrix: Matrix) -> None:
+def print_forgetting(matrix: Matrix, ladder: Ladder) -> None:
     """Print what later stages forgot, and warn where it is more than noise."""
-    from storyladder.measuring.forgetting import LIMIT
+    from storyladder.measuring.forgetting import LIMIT, advice
 
     for entry in matrix.forgetting:
         print(entry.sentence)
     for entry in matrix.forgetting:
         if entry.is_beyond_noise:
-            report(
-                f"warning: stage {entry.stage} forgot more than {100 * LIMIT:g} % of {entry.corpus}; to mix that text "
-                f'into its batches, set replay={{"{entry.corpus}": 0.1}} for that stage in config.py'
-            )
+            how = advice(ladder, entry.stage, entry.corpus)
+            report(f"warning: stage {entry.stage} is more than {LIMIT:.0%} worse on {entry.corpus}{how}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.library import Library
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -213,7 +214,7 @@ def traffic() -> dict[str, dict[str, float]]:
 
 
 FAKE = FakeTensorMode()
-LIBRARY = torch.library.Library("aten", "IMPL")
+LIBRARY = Library("aten", "IMPL")
 
 if __name__ == "__main__":
     pretend_a_gpu()

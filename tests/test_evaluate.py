@@ -113,7 +113,7 @@ def test_the_whole_table(project: tuple[Path, Ladder]) -> None:
     assert (entry["stage"], entry["corpus"], entry["best_stage"]) == ("simple", "tiny", "tiny")
     assert entry["low"] < entry["change"] < entry["high"] and entry["change"] == pytest.approx(simple["change"])
     assert entry["sentence"] in lines
-    assert "warning: stage simple forgot more than 5 % of tiny; to mix that text" in done.stderr
+    assert "warning: stage simple is more than 5% worse on tiny; replay={'tiny': 0.1} for this stage" in done.stderr
     page = (ladder.folder("reports") / "evaluation.md").read_text(encoding="utf-8")
     assert entry["sentence"][1:] in page and f"| {tiny['bits_per_byte']:.4f} |" in page
     assert (ladder.folder("reports") / "heat_map.png").read_bytes().startswith(PNG)
@@ -263,14 +263,14 @@ def test_the_files_hold_what_was_measured(matrix: Matrix, tmp_path: Path) -> Non
 
 
 def test_the_heat_map_is_drawn_and_nothing_fails_without_matplotlib(
-    matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    matrix: Matrix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said: list[str] = []
-    path = draw_heat_map(tmp_path / "reports" / "heat_map.png", matrix.rows, said.append)
-    assert path is not None and path.read_bytes().startswith(PNG) and said == []
+    path = draw_heat_map(tmp_path / "reports" / "heat_map.png", matrix.rows)
+    assert path is not None and path.read_bytes().startswith(PNG) and capsys.readouterr().err == ""
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert draw_heat_map(tmp_path / "none.png", matrix.rows, said.append) is None
-    assert len(said) == 1 and "matplotlib is not installed; run python -m pip install" in said[0]
+    assert draw_heat_map(tmp_path / "none.png", matrix.rows) is None
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pictures need matplotlib: python -m pip install matplotlib" in said
     assert not (tmp_path / "none.png").exists()
 
 

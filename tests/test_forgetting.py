@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from storyladder.measuring.forgetting import Forgetting, forgetting, paired_interval
+import config
+from storyladder.measuring.forgetting import Forgetting, advice, forgetting, paired_interval
 
 STAGES = ("tiny", "children", "simple")
 
@@ -64,3 +67,14 @@ def test_a_warning_needs_the_whole_interval_beyond_five_percent() -> None:
 def test_a_few_stories_have_no_interval() -> None:
     assert paired_interval(np.ones(9), np.ones(9)) == (None, None)
     assert paired_interval(np.ones(10), np.ones(10)) == (0.0, 0.0)
+
+
+def test_the_advice_is_a_setting_that_config_py_accepts() -> None:
+    ladder = config.LADDER
+    assert "replay={'tiny': 0.5} for this stage" in advice(ladder, "children", "tiny")
+    assert "replay={'tiny': 0.25, 'children': 0.125}" in advice(ladder, "simple", "tiny")
+    tiny, children, simple = ladder.stages
+    bare = replace(ladder, stages=(tiny, replace(children, replay=None), simple))
+    assert "replay={'tiny': 0.1}" in advice(bare, "children", "tiny")
+    for stage, corpus in (("tiny", "children"), ("children", "simple"), ("children", "children"), ("tiny", "x.txt")):
+        assert advice(ladder, stage, corpus) == "", "the stage has no earlier text of it"

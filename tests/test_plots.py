@@ -116,7 +116,7 @@ def test_the_ladder_has_a_panel_per_stage_wide_enough_to_read(toy_ladder: Ladder
     assert sum(widths) == pytest.approx(1) and min(widths) >= 0.16 and widths[0] > 0.6
     axes = ladder_figure(histories, LIGHT).axes
     assert [axis.get_title() for axis in axes[:3]] == ["1. tiny", "2. children", "3. simple"]
-    assert axes[1].get_xticklabels()[0].get_text() == "192k", "the time line goes on where stage 1 ended"
+    assert axes[1].get_xticklabels()[0].get_text() == "192k", "the time line continues where stage 1 ended"
 
 
 def test_without_matplotlib_there_is_one_line_and_no_failure(

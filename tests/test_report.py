@@ -318,12 +318,8 @@ def test_the_metadata_of_the_card_is_what_the_hub_reads(full: Ladder) -> None:
     from huggingface_hub import ModelCard
 
     read = ModelCard(card).data
-    assert (read.license, read.language, read.pipeline_tag, read.library_name) == (
-        "mit",
-        "en",
-        "text-generation",
-        "pytorch",
-    )
+    expected = {"license": "mit", "language": "en", "pipeline_tag": "text-generation", "library_name": "pytorch"}
+    assert {name: getattr(read, name) for name in expected} == expected
     results = {(result.dataset_name, result.metric_type): result.metric_value for result in read.eval_results}
     assert results["children, validation text", "bits_per_byte"] == 1.47 and len(results) == 6
     assert "not safe for unattended use by children" in card and MADE["command"] in card

@@ -134,7 +134,7 @@ def test_settings_cannot_be_changed_in_place_and_need_their_names() -> None:
         ModelConfig(8)  # type: ignore[call-arg]
 
 
-# --- what cannot be meant ---------------------------------------------------------------------------------------------
+# --- values that make no sense ----------------------------------------------------------------------------------------
 
 
 def test_every_problem_is_told_at_once_with_its_value_and_a_remedy(toy_ladder: Ladder) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from storyladder.measuring.made import made
 from storyladder.measuring.matrix import MEASURED_ROW, Matrix
 from storyladder.runtime.files import replace_text
 
@@ -27,7 +25,6 @@ _COLUMNS = (
     "context",
     "precision",
 )
-_PACKAGES = ("torch", "numpy", "tiktoken", "transformers")
 _PROTOCOLS = {
     "windows": "disjoint windows of the context, as in training's evaluation",
     "sliding": "windows that overlap by half a context; each token is scored once",
@@ -37,13 +34,7 @@ _PROTOCOLS = {
 
 def write_evaluation(folder: Path, matrix: Matrix, *, command: str, machine: str) -> list[Path]:
     """Write evaluation.json and evaluation.md; returns their paths. SaveFailed if the folder cannot be written."""
-    made = {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": command,
-        "machine": machine,
-        "versions": {"python": platform.python_version(), **dict(_versions())},
-    }
-    content = {"format": FORMAT, "made": made, **matrix.record()}
+    content = {"format": FORMAT, "made": made(command=command, machine=machine), **matrix.record()}
     texts = {
         folder / "evaluation.json": json.dumps(content, indent=1) + "\n",
         folder / "evaluation.md": "\n".join(page(content)) + "\n",
@@ -51,16 +42,6 @@ def write_evaluation(folder: Path, matrix: Matrix, *, command: str, machine: str
     for path, text in texts.items():
         replace_text(path, text)
     return [*texts]
-
-
-def _versions() -> list[tuple[str, str]]:
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append((package, importlib.metadata.version(package)))
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def table(rows: Sequence[MEASURED_ROW]) -> list[str]:
@@ -78,8 +59,8 @@ def table(rows: Sequence[MEASURED_ROW]) -> list[str]:
 
 def page(content: dict[str, Any]) -> list[str]:
     """evaluation.md, from the content of evaluation.json."""
-    rows, made = content["rows"], content["made"]
-    lines = ["# Evaluation", "", f"{made['date']}: `{made['command']}`", "", f"{made['machine']}.", ""]
+    rows, stamp = content["rows"], content["made"]
+    lines = ["# Evaluation", "", f"{stamp['date']}: `{stamp['command']}`", "", f"{stamp['machine']}.", ""]
     for protocol in dict.fromkeys(row["protocol"] for row in rows):
         lines += [f"Protocol `{protocol}`: {_PROTOCOLS[protocol]}.", ""]
     lines += [f"| {' | '.join(_COLUMNS)} |", f"| --- | --- |{' ---: |' * (len(_COLUMNS) - 2)}"]

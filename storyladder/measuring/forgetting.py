@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from storyladder.settings import Ladder
+
 LIMIT = 0.05  # a stage that is worse by more than this, beyond the noise, gets a warning
 _DRAWS = 2_000
 _FEWEST_STORIES = 10  # fewer say nothing about the spread
@@ -44,6 +46,17 @@ class Forgetting:
     def record(self) -> dict[str, str | float | None]:
         """An entry of reports/evaluation.json."""
         return {**dataclasses.asdict(self), "sentence": self.sentence}
+
+
+def advice(ladder: Ladder, stage_name: str, corpus: str) -> str:
+    """What would keep more of a corpus, for the end of a warning; empty if the stage has no earlier text of it."""
+    stage = ladder.stage(stage_name)
+    earlier = {other.corpus for other in ladder.stages[: ladder.stages.index(stage)]} - {stage.corpus}
+    if corpus not in earlier:
+        return ""
+    replay = dict(stage.replay or {})
+    replay[corpus] = round(min(0.5, max(0.1, 2 * replay.get(corpus, 0.0))), 3)
+    return f"; replay={replay} for this stage in config.py would keep more of it"
 
 
 def forgetting(stages: Sequence[str], corpora: Sequence[str], nats: Mapping[tuple[str, str], Nats]) -> list[Forgetting]:

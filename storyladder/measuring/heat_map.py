@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from storyladder.measuring.matrix import MEASURED_ROW
-from storyladder.runtime.errors import SaveFailed
+from storyladder.measuring.plots import draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _DARKEST = 1.0  # a relative change of bits per byte; beyond it the color stays
 _PER_FIELD = (1.7, 0.6)  # inches
 
 
-def draw_heat_map(path: Path, rows: Sequence[MEASURED_ROW], log: Callable[[str], None]) -> Path | None:
-    """Write the picture; returns its path. Without matplotlib it logs one line and returns None."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        log("note: no heat map: matplotlib is not installed; run python -m pip install -r requirements-report.txt")
-        return None
+def draw_heat_map(path: Path, rows: Sequence[MEASURED_ROW]) -> Path | None:
+    """Write the picture; returns its path, or None, after one line, without matplotlib or room on the disk."""
+    return draw(path, lambda: _figure(rows))
+
+
+def _figure(rows: Sequence[MEASURED_ROW]) -> Figure:
+    from matplotlib.figure import Figure
+
     models = list(dict.fromkeys(row["checkpoint"] for row in rows))
     texts = list(dict.fromkeys(row["corpus"] for row in rows))
     of = {(row["checkpoint"], row["corpus"]): row for row in rows}
     shades = [[_shade(of[model, text]) for text in texts] for model in models]
     width = 2.6 + _PER_FIELD[0] * len(texts)
-    figure = Figure(figsize=(width, 1.6 + _PER_FIELD[1] * len(models)), dpi=150, layout="constrained")
+    figure = Figure(figsize=(width, 1.6 + _PER_FIELD[1] * len(models)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shades, cmap="Blues", vmin=0, vmax=1.2, aspect="auto")
     axes.set_xticks(range(len(texts)), texts)
@@ -38,14 +42,7 @@ def draw_heat_map(path: Path, rows: Sequence[MEASURED_ROW], log: Callable[[str],
             color = "white" if shades[y][x] > 0.6 else "black"
             axes.text(x, y, _label(of[model, text]), ha="center", va="center", color=color, fontsize=9)
     axes.set_xlabel(f"bits per byte ({rows[0]['protocol']}), and change against the best stage on that text")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    except OSError as error:
-        raise SaveFailed(f"cannot write {path}: {error.strerror}; check the folder and its permissions") from None
-    return path
+    return figure
 
 
 def _shade(row: MEASURED_ROW) -> float:

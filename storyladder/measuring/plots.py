@@ -65,7 +65,7 @@ def draw_stage(ladder: Ladder, stage: StageConfig) -> Path | None:
     if history is None:
         report(f"no picture of stage {stage.name}: it has no recorded loss yet; run {ladder.command(stage.script)}")
         return None
-    return _drawn(ladder.folder("reports") / stage.name / "train.png", lambda: stage_figure(history))
+    return draw(ladder.folder("reports") / stage.name / "train.png", lambda: stage_figure(history))
 
 
 def draw_ladder(ladder: Ladder) -> Path | None:
@@ -75,11 +75,11 @@ def draw_ladder(ladder: Ladder) -> Path | None:
         first = ladder.command(ladder.stages[0].script)
         report(f"no picture of the ladder: no stage has a recorded loss yet; run {first}")
         return None
-    return _drawn(ladder.folder("reports") / "ladder.png", lambda: ladder_figure(histories, LIGHT))
+    return draw(ladder.folder("reports") / "ladder.png", lambda: ladder_figure(histories, LIGHT))
 
 
-def _drawn(path: Path, figure: Any) -> Path | None:
-    """Draw and save; None, after one line, without matplotlib or if the file cannot be written."""
+def draw(path: Path, figure: Callable[[], Figure]) -> Path | None:
+    """Save what `figure` draws; None, after one line, without matplotlib or if the file cannot be written."""
     try:
         save(figure(), path)
     except ImportError as error:

@@ -7,16 +7,12 @@ the yardstick. Writes reports/scorecard.json. The numbers themselves are in metr
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import functools
 import importlib.metadata
 import importlib.util
 import json
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +23,7 @@ from storyladder.corpus.token_file import TokenFile, open_token_file
 from storyladder.corpus.tokenizer import Tokenizer, tokenizer_named
 from storyladder.learning.network import BuildModel, LanguageModel
 from storyladder.measuring.copies import longest_copies
+from storyladder.measuring.made import made
 from storyladder.measuring.metrics import METRICS, Corpus, measure
 from storyladder.measuring.names import words_of
 from storyladder.measuring.real_stories import (
@@ -116,7 +113,7 @@ def write_scorecard(
             rows.append({"who": who, "corpus": text.name, "stories": len(stories), "metrics": metrics})
     content = {
         "format": FORMAT_VERSION,
-        "made": _made(device),
+        "made": made(command=ladder.command("evaluate.py", "--scorecard", str(n)), machine=device_text(device)),
         "n": n,
         "seed": seed,
         "settings": {
@@ -282,17 +279,6 @@ def _with_copies(
             copied = len(words(tokenizer.decode(sample.rest_ids[start : start + length])))
             stories.append(dataclasses.replace(sample.story, copied_words=copied))
         yield who, stories
-
-
-def _made(device: torch.device) -> dict[str, Any]:
-    """When, how and with what the numbers were made."""
-    names = ("torch", "numpy", "tiktoken", *_EXTRAS)
-    return {
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "command": " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "machine": device_text(device),
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}},
-    }
 
 
 def table_lines(content: dict[str, Any]) -> list[str]:

@@ -72,19 +72,19 @@ def has_unclosed_quote(story: Story) -> bool | None:
     paragraphs = _PARAGRAPH_END.split(story.text)
     following = [*(paragraph.lstrip()[:1] in ('"', "\u201c") for paragraph in paragraphs[1:]), False]
     judged = list(zip(paragraphs, following, strict=True))[: None if story.ended else -1]
-    return any(_is_unbalanced(paragraph, goes_on) for paragraph, goes_on in judged) if judged else None
+    return any(_is_unbalanced(paragraph, continues) for paragraph, continues in judged) if judged else None
 
 
-def _is_unbalanced(paragraph: str, goes_on: bool) -> bool:
-    """Whether quotes do not match; one that is open at the end is allowed if the speech goes on."""
-    if paragraph.count('"') % 2 and not goes_on:
+def _is_unbalanced(paragraph: str, continues: bool) -> bool:
+    """Whether quotes do not match; the last may stay open if the speech continues in the next paragraph."""
+    if paragraph.count('"') % 2 and not continues:
         return True
     depth = 0
     for mark in re.findall("[\u201c\u201d]", paragraph):
         depth += 1 if mark == "\u201c" else -1
         if depth not in (0, 1):
             return True
-    return depth != 0 and not goes_on
+    return depth != 0 and not continues
 
 
 def sentence_length(story: Story) -> float | None:

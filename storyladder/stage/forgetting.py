@@ -9,13 +9,12 @@ from pathlib import Path
 
 from storyladder.corpus.corpora import token_files
 from storyladder.corpus.token_file import ValidationWindows, open_token_file, recorded_fingerprint
+from storyladder.measuring.forgetting import LIMIT, advice
 from storyladder.results import StageFiles, check_shapes
 from storyladder.runtime.checkpoint import peek_checkpoint
 from storyladder.runtime.errors import DataError, report
 from storyladder.settings import Ladder, StageConfig
 from storyladder.stage.setup import Stage
-
-_WORTH_A_WARNING = 0.05  # of the earlier loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +71,10 @@ def report_forgetting(stage: Stage) -> None:
             change=change,
         )
         told.append(f"{known.corpus} {known.val_loss:.3f} -> {loss:.3f} ({change:+.1%})")
-        if change > _WORTH_A_WARNING:
+        if change > LIMIT:
             report(
                 f"warning: stage {stage.run.stage.name} forgot: its loss on {known.corpus} is {change:.0%} above that "
-                f"of stage {known.stage}; {_advice(stage.run.stage, known.corpus)}"
+                f"of stage {known.stage}{advice(ladder, stage.run.stage.name, known.corpus)}"
             )
     if told:
         print(f"on earlier corpora, since their own stages: {', '.join(told)}")
@@ -93,10 +92,3 @@ def _windows(stage: Stage, known: Earlier) -> ValidationWindows:
         token_bytes_V=text.tokenizer.token_bytes_V,
         check_size=file.check_size,
     )
-
-
-def _advice(stage: StageConfig, corpus: str) -> str:
-    replay = dict(stage.replay or {})
-    share = replay.get(corpus, 0.0)
-    replay[corpus] = round(min(0.5, max(0.1, 2 * share)), 3)
-    return f"replay={replay} for this stage in config.py would keep more of it"
