@@ -348,7 +348,8 @@ def _is_of_type(value: object, kind: Any) -> bool:
     if isinstance(kind, types.UnionType):
         return any(_is_of_type(value, option) for option in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
-        return isinstance(value, tuple)
+        is_text = typing.get_args(kind)[0] is str
+        return isinstance(value, tuple) and not (is_text and any(not isinstance(item, str) for item in value))
     if typing.get_origin(kind) is dict:
         key, content = typing.get_args(kind)
         return isinstance(value, dict) and all(

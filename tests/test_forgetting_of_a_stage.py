@@ -79,6 +79,8 @@ def test_changed_or_missing_text_of_an_earlier_stage_is_left_out(
     path.unlink()
     train_stage(run_of(climbing, "children"), GPT)
     assert forgotten(climbing) == []
+    files_of(climbing).result.write_bytes(b"not a checkpoint")
+    assert list(earlier_results(climbing, children)) == []
     files_of(climbing).result.unlink()
     assert list(earlier_results(climbing, children)) == []
 

@@ -289,6 +289,11 @@ def test_replay_takes_shares_of_earlier_corpora(toy_ladder: Ladder, replay: Any,
     assert found[0].startswith(f"stage 'children': {line}")
 
 
+def test_prompts_of_samples_are_strings(toy_ladder: Ladder) -> None:
+    assert "sample_prompts is ('Once', 3)" in only_problem(replace(toy_ladder, sample_prompts=("Once", 3)))
+    assert told(replace(toy_ladder, sample_prompts=())) == []
+
+
 def test_replay_must_leave_room_for_the_stages_own_text(toy_ladder: Ladder) -> None:
     tiny, children, simple = toy_ladder.stages
     both = replace(simple, replay={"tiny": 0.5, "children": 0.5})

@@ -85,13 +85,14 @@ def test_losses_are_the_same_with_stories_and_without(toy_data: Ladder) -> None:
 
 
 @pytest.mark.slow
-def test_pictures_and_event_files_are_written_where_they_are_asked_for(toy_data: Ladder) -> None:
+@pytest.mark.parametrize("step", [2, 10], ids=["evaluation", "epoch"])
+def test_pictures_and_event_files_are_written_where_they_are_asked_for(toy_data: Ladder, step: int) -> None:
     pytest.importorskip("matplotlib")
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    ladder = with_stage(toy_data, pictures=True, tensorboard=True)
-    interrupt_in_step(ladder, 3)
+    ladder = with_stage(toy_data, pictures=True, tensorboard=True, max_steps=14)
+    interrupt_in_step(ladder, step)
     train_stage(run_of(ladder), GPT)
     reports = ladder.folder("reports")
     assert (reports / "tiny" / "train.png").stat().st_size > 10_000

@@ -60,8 +60,11 @@ class Scrapbook:
     def set_aside(self, stamp: str) -> None:
         """Rename the scrapbook of earlier training, with `stamp` in its new name."""
         for path in (self._path, self._path.with_suffix(".md")):
-            if path.exists():
-                os.replace(path, path.with_suffix(f".before-{stamp}{path.suffix}"))
+            try:
+                if path.exists():
+                    os.replace(path, path.with_suffix(f".before-{stamp}{path.suffix}"))
+            except OSError as error:
+                report(f"warning: the stories of earlier training in {path} will be lost ({error.strerror})")
 
     def add(self, weights: dict[str, Tensor], *, step: int, tokens: int, val_loss: float) -> None:
         """Tell the stories with these weights, of the whole vocabulary, after `tokens` tokens of training."""

@@ -1,4 +1,4 @@
-"""What a finished stage forgot: its result on the earlier corpora, beside the results that were trained on them."""
+"""What a finished stage forgot: its result on the earlier corpora, next to the results that were trained on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from storyladder.corpus.token_file import ValidationWindows, open_token_file, re
 from storyladder.measuring.forgetting import LIMIT, advice
 from storyladder.results import StageFiles, check_shapes
 from storyladder.runtime.checkpoint import peek_checkpoint
-from storyladder.runtime.errors import DataError, report
+from storyladder.runtime.errors import CheckpointError, DataError, report
 from storyladder.settings import Ladder, StageConfig
 from storyladder.stage.setup import Stage
 
@@ -29,19 +29,24 @@ class Earlier:
 
 
 def earlier_results(ladder: Ladder, stage: StageConfig) -> Iterator[Earlier]:
-    """The stages before this one whose result was evaluated on today's validation text, the nearest first."""
+    """The stages before this one whose result was evaluated on today's validation text, the nearest first.
+
+    Ends at a result that is missing or not of this model: the stage above is finished all the same.
+    """
     corpora = {stage.corpus}
     while stage.init_from is not None:
         stage = ladder.stage(stage.init_from)
         path, (_, val_path) = StageFiles.of(ladder, stage).result, token_files(ladder, stage)
         result = peek_checkpoint(path)
-        if result is None:
+        try:
+            check_shapes(result or {}, path, ladder.model)
+        except CheckpointError:
             return
-        check_shapes(result, path, ladder.model)
+        assert result is not None
         if stage.corpus in corpora or result["data"].get(val_path.name) != recorded_fingerprint(val_path):
             continue
         corpora.add(stage.corpus)
-        limit = result.get("fitted", {}).get("val_windows", result["settings"]["stages"][-1]["val_windows"])
+        limit = result.get("fitted", {}).get("val_windows", result["settings"]["stages"][-1].get("val_windows"))
         yield Earlier(stage.name, stage.corpus, val_path, limit, result["val_loss"])
 
 
@@ -57,10 +62,10 @@ def report_forgetting(stage: Stage) -> None:
     for known in (Earlier(**values) for values in plain):
         try:
             windows = learner.group.together(functools.partial(_windows, stage, known))
+            loss = learner.evaluate(windows, stage.stop.check_here).val_loss
         except DataError as error:
             report(f"what was forgotten of {known.corpus} is not known: {error}")
             continue
-        loss = learner.evaluate(windows, stage.stop.check_here).val_loss
         change = loss / known.val_loss - 1
         stage.log.write(
             "forgetting",

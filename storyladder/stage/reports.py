@@ -48,7 +48,9 @@ class Reports:
         self.scrapbook.continue_from(state.evaluated_at)
         if self._run.stage.tensorboard:
             folder = self._run.ladder.folder("runs") / f"{self._run.stage.name}.tensorboard"
-            self._tensorboard = TensorBoard(folder, first_step=state.step)
+            # Rows after the resume state are written again; that of this step only if it is not evaluated yet.
+            again = state.step % self._learner.stage.eval_interval == 0 and state.evaluated_at != state.step
+            self._tensorboard = TensorBoard(folder, first_step=state.step if again else state.step + 1)
 
     def write_row(self, state: TrainState, *, epoch: float, at: str) -> None:
         """Record the means over the steps since the last row, beside the last evaluation.
